@@ -1,0 +1,55 @@
+# Everything is set up inside the checkout: .venv (from the hash-locked requirement files) and .sandhold (data).
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter on the PATH that is new enough; `make PYTHON=...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
+export UV_NO_CONFIG := 1
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test check format lock histories bench clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.complete ## Make .venv with every pinned dependency (the other targets do this themselves)
+
+$(VENV)/.complete: bootstrap.lock requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Sandhold needs Python 3.11 or later; none was found. Set PYTHON=/path/to/python3." >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ..."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bootstrap.lock
+	@$(BIN)/uv pip sync --quiet --require-hashes requirements-dev.lock
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Run the main job: a scripted agent works in a durable session
+	@exec $(BIN)/sandhold demo
+
+dev: setup ## Keep Temporal, the local Daytona and a worker up until Ctrl-C
+	@exec $(BIN)/sandhold dev
+
+test: setup ## Pass all tests
+	$(BIN)/python -m pytest $(TESTS)
+
+check: setup ## Lint, type-check strictly, check import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Format and apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup ## Compile the lock files again from pyproject.toml (hashes, no addresses)
+	@for target in "requirements.lock" "requirements-dev.lock --group dev -c requirements.lock"; do \
+		set -- $$target; out=$$1; shift; \
+		$(BIN)/uv pip compile --quiet pyproject.toml --extra server --extra local "$$@" --generate-hashes \
+			--no-emit-index-url --no-header --universal --python-version 3.11 -o "$$out" || exit 1; \
+	done
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .sandhold .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

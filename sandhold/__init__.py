@@ -1,0 +1,1 @@
+"""Durable owners for the sandboxes of AI-agent sessions."""

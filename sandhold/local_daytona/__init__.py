@@ -1,0 +1,1 @@
+"""A Daytona-compatible server for one machine: development, tests and small single-machine use."""
