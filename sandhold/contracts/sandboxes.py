@@ -1,0 +1,120 @@
+"""The sandbox's workflow: what starts it, what it keeps, what it tells."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from sandhold.contracts.base import Message
+from sandhold.contracts.calls import CallOutcome, CallRequest
+from sandhold.contracts.errors import ToolError
+from sandhold.contracts.policy import Policy
+from sandhold.contracts.steps import CommandPlace
+from sandhold.contracts.tools import CreateSandboxArguments, SandboxRow
+
+
+class SandboxState(StrEnum):
+    """The states of a sandbox."""
+
+    CREATING = "creating"
+    STARTED = "started"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    STARTING = "starting"
+    ARCHIVED = "archived"
+    DELETING = "deleting"
+    DELETED = "deleted"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+SandboxEnding = Literal["deleted", "failed", "lost"]
+"""How a sandbox can have ended: deleted as asked; never started; gone without our doing."""
+
+
+class LedgerEntry(Message):
+    """One call that the workflow knows: running while there is no outcome."""
+
+    call_id: str
+    tool: str
+    fingerprint: str
+    outcome: CallOutcome | None = None
+    request: CallRequest | None = None
+    """Kept while the call runs, so that it can go on after a continue-as-new."""
+    command: CommandPlace | None = None
+    """Set while a command is followed."""
+
+
+class SandboxStart(Message):
+    """Starts the workflow of one sandbox."""
+
+    session_id: str
+    sandbox_id: str
+    owner: str
+    generation: int
+    policy: Policy
+    created_at: datetime
+    arguments: CreateSandboxArguments
+    idle_stop_s: float
+    """The policy's, unless the create call named its own."""
+    create_call: CallRequest | None = None
+    """The call that asked for the sandbox; its result is read by the query `result`."""
+    delete_only: bool = False
+    """True when an earlier run closed without confirming the deletion: delete, do nothing else."""
+    carried: SandboxCarried | None = None
+    """State of the run before, after a continue-as-new."""
+
+
+class SandboxCarried(Message):
+    """What a sandbox's workflow keeps from run to run."""
+
+    state: SandboxState
+    provider_id: str | None = None
+    provider_name: str | None = None
+    create_requested_at: datetime | None = None
+    last_used_at: datetime
+    stopped_at: datetime | None = None
+    error: ToolError | None = None
+    ending: str | None = None
+    """Why the sandbox is being deleted, once it is."""
+    ledger: list[LedgerEntry] = Field(default_factory=list)
+    runs: int = 1
+
+
+class ShownSandbox(SandboxRow):
+    """A sandbox as `session show` gives it: the list tool's row and what operators look it up by."""
+
+    generation: int
+    workflow_id: str
+    provider_id: str | None = None
+
+
+class SandboxStatus(ShownSandbox):
+    """The answer to the query `status`."""
+
+    session_id: str
+    owner: str
+    provider_name: str | None = None
+    ending: str | None = None
+    calls: list[str] = Field(default_factory=list)
+    """The ids of the running calls."""
+    next: str
+    """What the sandbox waits for, in words."""
+    runs: int = 1
+    """How many runs the workflow has had; each continue-as-new begins one."""
+
+
+class SandboxOutcome(Message):
+    """The result of a sandbox's workflow: its absence at the provider is confirmed."""
+
+    sandbox_id: str
+    generation: int
+    outcome: SandboxEnding
+    reason: str
+    error: ToolError | None = None
+
+
+SandboxStart.model_rebuild()

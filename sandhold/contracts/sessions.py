@@ -1,0 +1,126 @@
+"""The session's workflow: what starts it, what it keeps, what it tells."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from sandhold.contracts.base import Message
+from sandhold.contracts.errors import ToolError
+from sandhold.contracts.names import sandbox_workflow_id
+from sandhold.contracts.policy import Policy
+from sandhold.contracts.sandboxes import LedgerEntry, SandboxEnding, SandboxStatus, ShownSandbox
+from sandhold.contracts.tools import ListSandboxesResult, SandboxRow
+
+SessionState = Literal["open", "ending", "ended"]
+
+
+class SessionSandbox(Message):
+    """A sandbox on the session's books, from before its creation."""
+
+    sandbox_id: str
+    title: str | None = None
+    generation: int = 1
+    created_at: datetime
+    ended: SandboxEnding | None = None
+    reason: str | None = None
+    error: ToolError | None = None
+    create_call_id: str | None = None
+
+
+class SessionCarried(Message):
+    """What a session's workflow keeps from run to run."""
+
+    created_at: datetime
+    last_used_at: datetime
+    sandboxes: list[SessionSandbox] = Field(default_factory=list)
+    ledger: list[LedgerEntry] = Field(default_factory=list)
+    created_count: int = 0
+
+
+class SessionStart(Message):
+    """Starts the workflow of a session."""
+
+    session_id: str
+    owner: str
+    policy: Policy
+    carried: SessionCarried | None = None
+
+
+class SessionStatus(Message):
+    """The answer to the query `status`."""
+
+    session_id: str
+    workflow_id: str
+    owner: str
+    state: SessionState
+    ending: str | None = None
+    """Why the session is ending, once it is."""
+    policy: Policy
+    created_at: datetime
+    ends_at: datetime
+    """When the maximum lifetime is reached."""
+    sandboxes: list[SessionSandbox]
+
+
+class EndRequest(Message):
+    """The argument of the update `end`."""
+
+    reason: str = "ended"
+
+
+class EndAnswer(Message):
+    """The answer to the update `end`; the end itself is the workflow's result."""
+
+    session_id: str
+    state: SessionState
+
+
+class EndedSandbox(Message):
+    sandbox_id: str
+    outcome: SandboxEnding
+
+
+class SessionOutcome(Message):
+    """The result of a session's workflow: every sandbox it had is confirmed absent."""
+
+    session_id: str
+    state: Literal["ended"] = "ended"
+    reason: str
+    sandboxes: list[EndedSandbox]
+
+
+class SandboxStatuses(Message):
+    """Answer of the activity `sandbox_statuses`: a status, or null where the workflow did not answer."""
+
+    by_workflow_id: dict[str, SandboxStatus | None]
+
+
+def shown_sandboxes(
+    session_id: str, books: list[SessionSandbox], statuses: dict[str, SandboxStatus | None]
+) -> list[ShownSandbox]:
+    """The session's books joined with what each open sandbox said of itself; `statuses` by sandbox id.
+
+    An open sandbox without a status is shown as `unknown`: its workflow did not answer.
+    """
+    return [statuses.get(book.sandbox_id) or _from_book(session_id, book) for book in books]
+
+
+def _from_book(session_id: str, book: SessionSandbox) -> ShownSandbox:
+    return ShownSandbox(
+        sandbox_id=book.sandbox_id,
+        title=book.title,
+        state=book.ended or "unknown",
+        created_at=book.created_at,
+        error=book.error,
+        generation=book.generation,
+        workflow_id=sandbox_workflow_id(session_id, book.sandbox_id),
+    )
+
+
+def listed(sandboxes: list[ShownSandbox]) -> ListSandboxesResult:
+    """The list tool's result: what the agent may see, without the provider's ids. Deleted ones are left out."""
+    rows = [SandboxRow.model_validate(row.model_dump()) for row in sandboxes if row.state != "deleted"]
+    return ListSandboxesResult(sandboxes=rows, count=len(rows))

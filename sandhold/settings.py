@@ -1,0 +1,125 @@
+"""One settings model, read once per process from the environment; secrets are masked wherever it is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sandhold.contracts.names import DEFAULT_TASK_QUEUE
+
+STACK_FILE = "stack.json"
+
+
+class SettingsError(ValueError):
+    """The environment holds a setting that cannot be used. The message names the variable."""
+
+
+class StackError(SettingsError):
+    """`stack.json` is there but cannot be read."""
+
+
+def _blank_is_unset(value: object) -> object:
+    return None if value == "" else value
+
+
+Optional = BeforeValidator(_blank_is_unset)
+
+
+class DaytonaEnvironment(BaseSettings):
+    """The names that Daytona's own client reads, taken where ours are not set."""
+
+    model_config = SettingsConfigDict(env_prefix="DAYTONA_", extra="ignore")
+
+    api_url: Annotated[str | None, Optional] = None
+    api_key: Annotated[SecretStr | None, Optional] = None
+
+
+class Settings(BaseSettings):
+    """Settings of every Sandhold process, from variables with the prefix `SANDHOLD_`.
+
+    A blank variable counts as not set, so that a compose file can pass one through.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SANDHOLD_", extra="ignore")
+
+    data_dir: Path = Path(".sandhold")
+    """Where the embedded default keeps everything."""
+    temporal_address: Annotated[str | None, Optional] = None
+    """host:port of Temporal; by default that of the running `sandhold dev`, else 127.0.0.1:7233."""
+    temporal_namespace: str = "default"
+    task_queue: str = DEFAULT_TASK_QUEUE
+    storage_url: Annotated[str | None, Optional] = None
+    """Session storage; by default the folder `storage` below the data folder."""
+    daytona_api_url: Annotated[str | None, Optional] = None
+    daytona_api_key: Annotated[SecretStr | None, Optional] = None
+    """The provider for owners without a connection of their own."""
+    build_id: Annotated[str | None, Optional] = None
+    """Set in deployments that version their workers."""
+    health_address: str = "127.0.0.1:0"
+    """host:port of the worker's health endpoint; port 0 takes a free one."""
+    log_level: str = "info"
+    log_format: str = Field("json", pattern="^(json|console)$")
+    absence_confirm_s: float = Field(12.0, ge=0)
+    """Two answers "not found" this far apart confirm that a sandbox is gone (the provider caches for 10 s)."""
+    create_settle_s: float = Field(90.0, ge=0)
+    """How long an unanswered create request can still commit at the provider."""
+    request_timeout_s: float = Field(30.0, gt=0)
+    """Deadline of one ordinary request to the provider."""
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        level = value.lower()
+        if level not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return level
+
+    @classmethod
+    def load(cls) -> Settings:
+        """The settings of this process: the environment, then the running stack's addresses, then defaults.
+
+        Raises SettingsError with the names of the variables that are wrong.
+        """
+        try:
+            settings = cls()
+            daytona = DaytonaEnvironment()
+        except ValidationError as error:
+            faults = "; ".join(
+                f"SANDHOLD_{'.'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+                for fault in error.errors(include_input=False, include_url=False)
+            )
+            raise SettingsError(faults) from None
+        stack = read_stack(settings.data_dir)
+        provider_is_named = bool(settings.daytona_api_key or daytona.api_key)
+        return settings.model_copy(
+            update={
+                "temporal_address": settings.temporal_address or stack.get("temporal_address") or "127.0.0.1:7233",
+                "daytona_api_key": settings.daytona_api_key or daytona.api_key,
+                "daytona_api_url": settings.daytona_api_url
+                or daytona.api_url
+                or (None if provider_is_named else stack.get("daytona_api_url")),
+            }
+        )
+
+    @property
+    def storage_location(self) -> str:
+        """URL of the session storage."""
+        return self.storage_url or (self.data_dir.absolute() / "storage").as_uri()
+
+
+def read_stack(data_dir: Path) -> dict[str, str]:
+    """The addresses that a running `sandhold dev` wrote; empty when there is none. Raises StackError."""
+    path = data_dir / STACK_FILE
+    try:
+        stack = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StackError(f"{path} cannot be read: {error}; remove it or start `sandhold dev` again") from error
+    if not isinstance(stack, dict):
+        raise StackError(f"{path} does not hold a JSON object; remove it or start `sandhold dev` again")
+    return {name: value for name, value in stack.items() if isinstance(value, str)}

@@ -1,0 +1,5 @@
+"""Session storage: one prefix per session in a local folder or an object store."""
+
+from sandhold.storage.session import SessionStorage, StorageError
+
+__all__ = ["SessionStorage", "StorageError"]

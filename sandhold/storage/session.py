@@ -1,0 +1,63 @@
+"""Documents of a session: arguments and results that are too large for a message."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import NotFoundError
+from obstore.store import ObjectStore, from_url
+from pydantic import JsonValue
+
+from sandhold.contracts.calls import StorageRef, json_bytes
+from sandhold.contracts.names import is_id
+
+
+class StorageError(RuntimeError):
+    """A document is missing or is not what its reference says."""
+
+
+class SessionStorage:
+    """Reads and writes documents below `sessions/<session_id>/`.
+
+    A document is written as a whole or not at all, and writing the same one again is harmless.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    @classmethod
+    def open(cls, url: str) -> SessionStorage:
+        """Open the store at `url`; a local folder (`file:///...`) is made when it is missing."""
+        parts = urlsplit(url)
+        if parts.scheme == "file":
+            Path(unquote(parts.path)).mkdir(parents=True, exist_ok=True)
+        return cls(from_url(url))
+
+    async def put_json(self, session_id: str, path: str, value: JsonValue) -> StorageRef:
+        """Store `value` at `path` below the session and return its reference."""
+        data = json_bytes(value)
+        await obstore.put_async(self._store, self._key(session_id, path), data)
+        return StorageRef(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    async def get_json(self, session_id: str, ref: StorageRef) -> JsonValue:
+        """The document behind `ref`. Raises StorageError when it is missing or was changed."""
+        try:
+            answer = await obstore.get_async(self._store, self._key(session_id, ref.path))
+            data = bytes(await answer.bytes_async())
+        except (NotFoundError, FileNotFoundError) as error:
+            raise StorageError(f"session storage holds no {ref.path}") from error
+        if hashlib.sha256(data).hexdigest() != ref.sha256:
+            raise StorageError(f"{ref.path} in session storage is not what was stored there")
+        value: JsonValue = json.loads(data)
+        return value
+
+    @staticmethod
+    def _key(session_id: str, path: str) -> str:
+        segments = path.split("/")
+        if not is_id(session_id) or any(segment in {"", ".", ".."} for segment in segments):
+            raise StorageError(f"{path!r} is not a path in session storage")
+        return f"sessions/{session_id}/{path}"
