@@ -1,0 +1,1 @@
+"""The whole stack on one machine: child processes, started in order, supervised, and gone with their parent."""

@@ -1,0 +1,71 @@
+"""How every process of ours reaches Temporal: one data converter, one way to connect, one error when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
+
+from sandhold.settings import Settings
+
+DATA_CONVERTER = pydantic_data_converter
+"""The only converter: client, worker, command line and tests must read each other's payloads."""
+
+CONNECT_TIMEOUT_S = 10.0
+_REQUEST_TIMEOUT = timedelta(seconds=10)
+
+
+class TemporalUnreachable(ConnectionError):
+    """Temporal does not answer at its address. The message says where and what to do."""
+
+
+class NamespaceMissing(LookupError):
+    """Temporal answers but has no such namespace."""
+
+
+async def connect(settings: Settings, *, identity: str | None = None, runtime: Runtime | None = None) -> Client:
+    """A client that has talked to the server once.
+
+    Raises TemporalUnreachable when the server does not answer within 10 s. One attempt: callers that start
+    beside the server repeat it.
+    """
+    address = settings.temporal_address or "127.0.0.1:7233"
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await Client.connect(
+                address,
+                namespace=settings.temporal_namespace,
+                data_converter=DATA_CONVERTER,
+                identity=identity,
+                runtime=runtime,
+            )
+    # The client has no type of its own for a failed connection: it raises RuntimeError (temporalio 1.35).
+    except (RuntimeError, OSError, RPCError) as error:
+        raise TemporalUnreachable(
+            f"Temporal does not answer at {address}; start it with `sandhold dev`, "
+            "or set SANDHOLD_TEMPORAL_ADDRESS to where it runs"
+        ) from error
+
+
+async def deployment_id(client: Client) -> str:
+    """The namespace's UUID, which tells this deployment's provider sandboxes from every other's.
+
+    Raises NamespaceMissing, or TemporalUnreachable when the server does not answer.
+    """
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    try:
+        answer = await client.workflow_service.describe_namespace(request, retry=True, timeout=_REQUEST_TIMEOUT)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise NamespaceMissing(
+                f"Temporal has no namespace {client.namespace!r}; create it "
+                f"(`temporal operator namespace create --namespace {client.namespace}`) "
+                "or set SANDHOLD_TEMPORAL_NAMESPACE"
+            ) from error
+        raise TemporalUnreachable(f"Temporal did not describe its namespace: {error.message}") from error
+    return answer.namespace_info.id
