@@ -89,6 +89,8 @@ class ProviderFault(Message):
     """HTTP status of the answer; None when there was no answer."""
     code: str | None = None
     """The provider's own error code, for example `FILE_NOT_FOUND`."""
+    source: str | None = None
+    """Which of the provider's services answered, when it says so; `DAYTONA_DAEMON` runs inside the sandbox."""
     message: str = ""
     timed_out: bool = False
     headers: dict[str, str] = Field(default_factory=dict)

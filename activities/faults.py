@@ -1,0 +1,132 @@
+"""The one place where an exception of the provider's client becomes a fault, and the fault an error of ours.
+
+Seen with daytona 0.226.1: most exceptions carry their HTTP status, but a failed download is a bare
+`DaytonaError` whose status is only in its cause, a wait that ends in the state `error` has neither status nor
+id, and a message may be a whole HTML page of some proxy on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import aiohttp
+import httpx
+from daytona import DaytonaError, DaytonaTimeoutError
+from daytona.common.errors import SOURCE_DAEMON
+from temporalio.exceptions import ApplicationError
+
+from sandhold.contracts.errors import ProviderFault, ToolError, from_provider, retry_after_s
+
+T = TypeVar("T")
+
+# What the client raises. Anything else that comes out of a request is a fault of our own and passes through.
+_CLIENT_ERRORS = (DaytonaError, aiohttp.ClientError, httpx.HTTPError, OSError, TimeoutError)
+
+_STATUS_IN_TEXT = re.compile(r"\b([45]\d\d), message='([^']*)'")
+_STEP_PREFIX = re.compile(r"^((Failed to [a-z -]+|Failure during waiting for [a-z -]+): )+")
+_MARKUP = re.compile(r"<(?:!doctype|html|head|body|title)\b", re.IGNORECASE)
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_TEXT_LIMIT = 300
+
+
+class ProviderError(ApplicationError):
+    """A request to the provider failed.
+
+    It leaves an activity as it is: its type is the error's code, its detail the `ToolError`, and Temporal
+    retries it when the error says so, after the delay that the provider asked for.
+    """
+
+    def __init__(self, fault: ProviderFault, error: ToolError, *, non_retryable: bool | None = None) -> None:
+        pause_s = retry_after_s(fault.headers)
+        super().__init__(
+            error.message,
+            error,
+            type=error.code,
+            non_retryable=not error.retryable if non_retryable is None else non_retryable,
+            next_retry_delay=None if pause_s is None else timedelta(seconds=pause_s),
+        )
+        self.fault = fault
+        self.error = error
+
+    @property
+    def not_found(self) -> bool:
+        return self.fault.status == 404
+
+    @property
+    def is_conflict(self) -> bool:
+        """409: the name is taken, or a change of state is in progress, or another one came first."""
+        return self.fault.status == 409
+
+    @property
+    def came_from_inside(self) -> bool:
+        """Whether the toolbox inside the sandbox answered, so that the sandbox runs."""
+        return self.fault.source == SOURCE_DAEMON
+
+    def worth_retrying(self) -> ProviderError:
+        """The same, to be retried whatever it is: for work that may not be given up."""
+        return ProviderError(self.fault, self.error, non_retryable=False)
+
+
+async def request(call: Awaitable[T], within_s: float) -> T:
+    """Await one call of the client, for at most `within_s` seconds. Raises ProviderError; cancellation passes."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await call
+    except _CLIENT_ERRORS as error:
+        raise provider_error(error) from error
+
+
+def provider_error(error: BaseException) -> ProviderError:
+    """What an exception of the client means, by the table in the contracts."""
+    fault = fault_of(error)
+    return ProviderError(fault, from_provider(fault))
+
+
+def fault_of(error: BaseException) -> ProviderFault:
+    """What an exception of the client tells, its causes included."""
+    message = str(error)
+    status = code = source = None
+    headers: dict[str, str] = {}
+    timed_out = False
+    for each in _with_causes(error):
+        timed_out = timed_out or isinstance(each, (TimeoutError, DaytonaTimeoutError, httpx.TimeoutException))
+        if isinstance(each, DaytonaError):
+            status = status or each.status_code
+            code = code or each.code
+            source = source or each.source
+            headers = headers or {str(name): str(value) for name, value in each.headers.items()}
+        elif isinstance(each, aiohttp.ClientResponseError):
+            status = status or each.status
+            headers = headers or dict(each.headers or {})
+            message = each.message or message
+    if status is None and (told := _STATUS_IN_TEXT.search(message)):
+        status, message = int(told[1]), told[2]
+    return ProviderFault(
+        status=status,
+        code=code,
+        source=source,
+        message=_readable(message),
+        timed_out=timed_out and status is None,
+        headers=headers,
+    )
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__
+
+
+def _readable(message: str) -> str:
+    """One line for a person: without the client's prefixes, and without the pages that proxies answer with."""
+    text = _STEP_PREFIX.sub("", message)
+    if markup := _MARKUP.search(text):
+        text = text[: markup.start()]
+    return _UNPRINTABLE.sub(" ", text).strip()[:_TEXT_LIMIT]
