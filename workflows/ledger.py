@@ -1,0 +1,159 @@
+"""What the workflow knows of its calls: each runs once per call id, and whoever asks again gets the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from sandhold.contracts.calls import (
+        MESSAGE_LIMIT_BYTES,
+        CallEnvelope,
+        CallOutcome,
+        CallRequest,
+        json_bytes,
+    )
+    from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
+    from sandhold.contracts.names import DRAINING, is_call_id
+    from sandhold.contracts.sandboxes import LedgerEntry
+    from sandhold.contracts.tools import tool_named
+
+LEDGER_LIMIT = 500
+
+
+class Call:
+    """A call in this run: its entry in the ledger, and what only those who wait for it need."""
+
+    def __init__(self, entry: LedgerEntry) -> None:
+        self.entry = entry
+        self.slow = entry.outcome is None
+        """Whether to answer `running` instead of waiting any longer; nobody waits for one carried over."""
+        self.begun_at = workflow.now()
+        self._fresh: CallOutcome | None = None
+
+    @property
+    def call_id(self) -> str:
+        return self.entry.call_id
+
+    @property
+    def running(self) -> bool:
+        return self.entry.outcome is None
+
+    def finish(self, outcome: CallOutcome) -> None:
+        """Record how the call ended; the first outcome stands."""
+        if self.entry.outcome is not None:
+            return
+        self._fresh = outcome
+        self.entry.outcome = outcome.for_ledger()
+        self.entry.request = None
+        self.entry.command = None
+
+    def answered(self) -> bool:
+        return self.slow or not self.running
+
+    def take_outcome(self) -> CallOutcome | None:
+        """The outcome, the first time with the whole of a result that the ledger keeps by reference only."""
+        fresh, self._fresh = self._fresh, None
+        return fresh or self.entry.outcome
+
+
+class Ledger:
+    """The calls by id, oldest first; the oldest that have ended make room for new ones."""
+
+    def __init__(self, entries: list[LedgerEntry]) -> None:
+        self._calls = {entry.call_id: Call(entry) for entry in entries}
+
+    def __contains__(self, call_id: str) -> bool:
+        return call_id in self._calls
+
+    def get(self, call_id: str) -> Call | None:
+        return self._calls.get(call_id)
+
+    def running(self) -> Iterator[Call]:
+        return (call for call in self._calls.values() if call.running)
+
+    def entries(self) -> list[LedgerEntry]:
+        return [call.entry for call in self._calls.values()]
+
+    def known(self, request: CallRequest) -> Call | None:
+        """The call that `request` repeats. Raises ToolFailure when the id was used for another call."""
+        call = self._calls.get(request.call_id)
+        if call is not None and call.entry.fingerprint != request.fingerprint():
+            raise ToolFailure(
+                ErrorCode.CALL_ID_CONFLICT,
+                f"call id {request.call_id!r} was used for another call",
+                hint="Use a new call id for every call.",
+            )
+        return call
+
+    def open(self, request: CallRequest) -> Call:
+        """Record a new call as running."""
+        call = Call(
+            LedgerEntry(call_id=request.call_id, tool=request.tool, fingerprint=request.fingerprint(), request=request)
+        )
+        call.slow = False
+        self._calls[request.call_id] = call
+        self._make_room()
+        return call
+
+    def refuse(self, request: CallRequest, error: ToolError) -> None:
+        """Record a refused call, for those who cannot be answered directly and will ask for its result."""
+        if request.call_id not in self._calls and is_call_id(request.call_id):
+            self.open(request).finish(CallOutcome(error=error))
+
+    def _make_room(self) -> None:
+        surplus = len(self._calls) - LEDGER_LIMIT
+        if surplus <= 0:
+            return
+        ended = [call_id for call_id, call in self._calls.items() if not call.running]
+        for call_id in ended[:surplus]:
+            del self._calls[call_id]
+
+
+def check_size(request: CallRequest) -> None:
+    """Refuse what would burden the history; for update validators, whose refusals are not recorded."""
+    if len(json_bytes(request.arguments)) > MESSAGE_LIMIT_BYTES:
+        raise as_application_error(
+            ToolError(
+                code=ErrorCode.TOO_LARGE,
+                message=f"the arguments are larger than {MESSAGE_LIMIT_BYTES} bytes",
+                hint="Put large arguments into session storage and send a reference; the client does so by itself.",
+            )
+        )
+
+
+def refuse_while_draining(draining: bool) -> None:
+    """Refuse calls while the workflow drains; for update validators. The caller sends the same call again."""
+    if draining:
+        raise ApplicationError("the workflow is about to continue as new; send the same call again", type=DRAINING)
+
+
+def check_identity(request: CallRequest) -> None:
+    """Raises ToolFailure when the call id or the tool's name cannot be."""
+    if not is_call_id(request.call_id):
+        raise ToolFailure(
+            ErrorCode.INVALID_ARGUMENTS,
+            "the call id must be 1 to 128 letters, digits or any of _ . : -",
+        )
+    tool_named(request.tool)
+
+
+def envelope(
+    session_id: str, sandbox_id: str | None, request_or_entry: CallRequest | LedgerEntry, outcome: CallOutcome | None
+) -> CallEnvelope:
+    """The answer to a call; `running` while there is no outcome."""
+    answer = CallEnvelope(
+        call_id=request_or_entry.call_id[:128],
+        session_id=session_id,
+        sandbox_id=sandbox_id,
+        tool=request_or_entry.tool[:100],
+        status="running" if outcome is None else "done",
+    )
+    if outcome is not None:
+        answer.ok = outcome.ok
+        answer.result = outcome.result
+        answer.result_ref = outcome.result_ref if outcome.result is None else None
+        answer.error = outcome.error
+    return answer

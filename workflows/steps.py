@@ -1,0 +1,98 @@
+"""How activities are scheduled: timeouts and retries by error type, and what their failures mean for a caller."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import TimeoutError as TimedOut
+
+with workflow.unsafe.imports_passed_through():
+    from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError
+
+HEARTBEAT_TIMEOUT = timedelta(seconds=5)
+"""Long activities heartbeat every second; a dead worker is noticed after this (measured: no false alarm under load)."""
+
+# Repeating these changes nothing. The provider table decides by itself for everything that the provider
+# said; this list is for what never reached it.
+NON_RETRYABLE = [
+    ErrorCode.INVALID_ARGUMENTS.value,
+    ErrorCode.CONNECTION_REQUIRED.value,
+    ErrorCode.SANDBOX_FAILED.value,
+    ErrorCode.SANDBOX_LOST.value,
+    ErrorCode.PROVIDER_REJECTED.value,
+    ErrorCode.TOO_LARGE.value,
+    ErrorCode.CALL_ID_CONFLICT.value,
+    SandboxSignal.NOT_STARTED.value,
+    "PayloadsTooLarge",
+]
+
+PROMPT = RetryPolicy(
+    initial_interval=timedelta(milliseconds=100),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(seconds=2),
+    non_retryable_error_types=NON_RETRYABLE,
+)
+"""For calls that somebody waits for."""
+
+PATIENT = RetryPolicy(
+    initial_interval=timedelta(milliseconds=100),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(seconds=15),
+    non_retryable_error_types=NON_RETRYABLE,
+)
+"""For changes of state and for following commands."""
+
+FOR_EVER = RetryPolicy(
+    initial_interval=timedelta(milliseconds=200),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(minutes=5),
+)
+"""For deletion: nothing makes it give up."""
+
+
+def error_of(failure: ActivityError) -> ToolError:
+    """What a failed activity means for the caller."""
+    cause: BaseException | None = failure.cause
+    if isinstance(cause, TimedOut):
+        earlier = cause.cause
+        if isinstance(earlier, ApplicationError) and (told := _told(earlier)) is not None:
+            return told
+        return ToolError(
+            code=ErrorCode.TIMEOUT,
+            message=f"{failure.activity_type} did not end in time",
+            hint="The effect may have happened. Look before calling again.",
+            retryable=True,
+            ambiguous=True,
+        )
+    if isinstance(cause, CancelledError):
+        return ToolError(code=ErrorCode.CANCELLED, message=f"{failure.activity_type} was cancelled", ambiguous=True)
+    if isinstance(cause, ApplicationError) and (told := _told(cause)) is not None:
+        return told
+    kind = cause.type if isinstance(cause, ApplicationError) else type(cause).__name__
+    return ToolError(
+        code=ErrorCode.INTERNAL, message=f"{failure.activity_type} failed inside ({kind}); the worker's log has more"
+    )
+
+
+def signal_of(failure: ActivityError) -> SandboxSignal | None:
+    """What a failed activity says about the sandbox itself, if anything."""
+    cause = failure.cause
+    earlier = cause.cause if isinstance(cause, TimedOut) else cause
+    if isinstance(earlier, ApplicationError) and earlier.type in set(SandboxSignal):
+        return SandboxSignal(earlier.type)
+    return None
+
+
+def _told(error: ApplicationError) -> ToolError | None:
+    """The typed error that the failure carries; None when it carries none (a bug, not a refusal)."""
+    if not error.details or not isinstance(error.details[0], dict | ToolError):
+        return None
+    detail = error.details[0]
+    if isinstance(detail, ToolError):
+        return detail
+    if "code" not in detail or detail["code"] not in set(ErrorCode):
+        return None
+    return ToolError.model_validate(detail)
