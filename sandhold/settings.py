@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sandhold.contracts.names import DEFAULT_TASK_QUEUE
 
 STACK_FILE = "stack.json"
+DEFAULT_TEMPORAL_ADDRESS = "127.0.0.1:7233"
 
 
 class SettingsError(ValueError):
@@ -61,6 +62,8 @@ class Settings(BaseSettings):
     """Set in deployments that version their workers."""
     health_address: str = "127.0.0.1:0"
     """host:port of the worker's health endpoint; port 0 takes a free one."""
+    metrics_address: Annotated[str | None, Optional] = None
+    """host:port where the worker serves Temporal's metrics for Prometheus; by default it does not."""
     log_level: str = "info"
     log_format: str = Field("json", pattern="^(json|console)$")
     absence_confirm_s: float = Field(12.0, ge=0)
@@ -69,6 +72,15 @@ class Settings(BaseSettings):
     """How long an unanswered create request can still commit at the provider."""
     request_timeout_s: float = Field(30.0, gt=0)
     """Deadline of one ordinary request to the provider."""
+
+    @field_validator("health_address", "metrics_address")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            host, _, port = value.rpartition(":")
+            if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+                raise ValueError("must be host:port")
+        return value
 
     @field_validator("log_level")
     @classmethod
@@ -79,10 +91,11 @@ class Settings(BaseSettings):
         return level
 
     @classmethod
-    def load(cls) -> Settings:
+    def load(cls, *, running_stack: bool = True) -> Settings:
         """The settings of this process: the environment, then the running stack's addresses, then defaults.
 
-        Raises SettingsError with the names of the variables that are wrong.
+        Whoever starts a stack takes only what the environment says (`running_stack=False`): an address that
+        is not set stays None. Raises SettingsError with the names of the variables that are wrong.
         """
         try:
             settings = cls()
@@ -93,11 +106,11 @@ class Settings(BaseSettings):
                 for fault in error.errors(include_input=False, include_url=False)
             )
             raise SettingsError(faults) from None
-        stack = read_stack(settings.data_dir)
+        stack = {"temporal_address": DEFAULT_TEMPORAL_ADDRESS} | read_stack(settings.data_dir) if running_stack else {}
         provider_is_named = bool(settings.daytona_api_key or daytona.api_key)
         return settings.model_copy(
             update={
-                "temporal_address": settings.temporal_address or stack.get("temporal_address") or "127.0.0.1:7233",
+                "temporal_address": settings.temporal_address or stack.get("temporal_address"),
                 "daytona_api_key": settings.daytona_api_key or daytona.api_key,
                 "daytona_api_url": settings.daytona_api_url
                 or daytona.api_url

@@ -11,7 +11,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 
-from sandhold.settings import Settings
+from sandhold.settings import DEFAULT_TEMPORAL_ADDRESS, Settings
 
 DATA_CONVERTER = pydantic_data_converter
 """The only converter: client, worker, command line and tests must read each other's payloads."""
@@ -34,7 +34,7 @@ async def connect(settings: Settings, *, identity: str | None = None, runtime: R
     Raises TemporalUnreachable when the server does not answer within 10 s. One attempt: callers that start
     beside the server repeat it.
     """
-    address = settings.temporal_address or "127.0.0.1:7233"
+    address = settings.temporal_address or DEFAULT_TEMPORAL_ADDRESS
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             return await Client.connect(

@@ -1,0 +1,113 @@
+"""How each part of the stack is started: command, environment, readiness."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+import sandhold
+from sandhold.cli.stack.errors import StackFailed
+from sandhold.cli.stack.part import PartPlan
+from sandhold.cli.stack.temporal_server import dev_server_arguments, temporal_program
+from sandhold.settings import Settings
+from sandhold.temporal import TemporalUnreachable, connect
+
+REPOSITORY = Path(sandhold.__file__).resolve().parent.parent
+HOSTED_DAYTONA = "https://app.daytona.io/api"
+
+# The local server caches nothing and commits at once, so absence is known sooner than at the hosted provider.
+LOCAL_PROVIDER_TIMES = {"SANDHOLD_ABSENCE_CONFIRM_S": "0.2", "SANDHOLD_CREATE_SETTLE_S": "1.0"}
+
+
+def temporal_plan(settings: Settings, *, port: int, ui_port: int, data_dir: Path) -> PartPlan:
+    """Temporal's development server, with its database in the data folder."""
+    try:
+        program = temporal_program()
+    except FileNotFoundError as error:
+        raise StackFailed(str(error)) from error
+    here = settings.model_copy(update={"temporal_address": f"127.0.0.1:{port}"})
+
+    async def answers() -> bool:
+        try:
+            await connect(here)
+        except TemporalUnreachable:
+            return False
+        return True
+
+    arguments = dev_server_arguments(
+        port=port, ui_port=ui_port, database=data_dir / "temporal.db", namespace=settings.temporal_namespace
+    )
+    return PartPlan(
+        name="temporal",
+        command=[str(program), *arguments],
+        env=os.environ,
+        cwd=data_dir,
+        ready_within_s=30,
+        stop_within_s=10,
+        restart_after_at_most_s=5,
+        probe=answers,
+    )
+
+
+def daytona_plan(*, port: int, data_dir: Path) -> PartPlan:
+    """The local Daytona server, with its sandboxes in the data folder."""
+
+    def on_port(number: int) -> list[str]:
+        folder = str(data_dir / "daytona")
+        return [sys.executable, "-m", "sandhold.local_daytona", "--port", str(number), "--data-dir", folder]
+
+    return PartPlan(
+        name="daytona",
+        command=on_port(port),
+        env=os.environ,
+        cwd=REPOSITORY,
+        ready_within_s=60,
+        stop_within_s=10,
+        restart_after_at_most_s=5,
+        restart_command=lambda url: on_port(urlsplit(url).port or port),
+    )
+
+
+def local_daytona_key(data_dir: Path) -> SecretStr:
+    """The key that the local Daytona server keeps in its folder from its first start on."""
+    return SecretStr((data_dir / "daytona" / "api-key").read_text().strip())
+
+
+def worker_plan(number: int, settings: Settings, *, local_provider: bool) -> PartPlan:
+    """A worker, told where everything is by its environment. `settings` holds addresses and the provider's key."""
+    program = REPOSITORY / "worker.py"
+    if not program.exists():
+        raise StackFailed(f"{program} is missing: the worker runs from a checkout of the repository, or from the image")
+    env = dict(os.environ)
+    env["SANDHOLD_DATA_DIR"] = str(settings.data_dir)
+    env["SANDHOLD_TEMPORAL_ADDRESS"] = settings.temporal_address or ""
+    if settings.daytona_api_key is not None:
+        env["SANDHOLD_DAYTONA_API_KEY"] = settings.daytona_api_key.get_secret_value()
+    env["SANDHOLD_DAYTONA_API_URL"] = settings.daytona_api_url or ""
+    if local_provider:
+        env = {**LOCAL_PROVIDER_TIMES, **env, **without_proxy_on_loopback(env)}
+    if number > 1:
+        # One port cannot serve two workers.
+        env["SANDHOLD_HEALTH_ADDRESS"] = "127.0.0.1:0"
+        env["SANDHOLD_METRICS_ADDRESS"] = ""
+    return PartPlan(
+        name="worker" if number == 1 else f"worker-{number}",
+        command=[sys.executable, str(program)],
+        env=env,
+        cwd=REPOSITORY,
+        ready_within_s=60,
+        stop_within_s=25,
+        restart_after_at_most_s=1,
+    )
+
+
+def without_proxy_on_loopback(env: Mapping[str, str]) -> dict[str, str]:
+    """Proxy variables for `env` by which loopback is reached directly: the provider's client heeds them."""
+    exempt = {host for name in ("NO_PROXY", "no_proxy") for host in env.get(name, "").split(",") if host}
+    value = ",".join(sorted(exempt | {"127.0.0.1", "localhost"}))
+    return {"NO_PROXY": value, "no_proxy": value}

@@ -1,0 +1,178 @@
+"""The stack: its parts in their order, where they are, and what happens when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from types import TracebackType
+
+from pydantic import JsonValue
+
+from sandhold.cli.stack.data_folder import DataFolder
+from sandhold.cli.stack.errors import PartFailed, StackFailed
+from sandhold.cli.stack.guard import Guard
+from sandhold.cli.stack.options import StackOptions
+from sandhold.cli.stack.part import Part, PartPlan
+from sandhold.cli.stack.plans import (
+    HOSTED_DAYTONA,
+    daytona_plan,
+    local_daytona_key,
+    temporal_plan,
+    worker_plan,
+)
+from sandhold.cli.stack.ports import LOOPBACK, choose_port
+from sandhold.settings import Settings
+
+USUAL_TEMPORAL_PORT = 7233
+USUAL_UI_PORT = 8233
+_PORT_ATTEMPTS = 3
+
+Told = Callable[[str, str], None]
+
+
+class Stack:
+    """All parts on this machine, as an asynchronous context: ready inside, without a trace outside.
+
+    Inside, a part that dies is started again. `settings` are those of a process that uses the stack.
+    """
+
+    def __init__(self, settings: Settings, options: StackOptions, told: Told) -> None:
+        """`told` is called with a part's name and what happened to it, while the stack starts and runs."""
+        self._options = options
+        self._told = told
+        self.folder = DataFolder(options.data_dir)
+        self.settings = settings.model_copy(update={"data_dir": self.folder.path})
+        self.parts: dict[str, Part] = {}
+        self.ui_url: str | None = None
+        self.local_provider = False
+        self._guard: Guard | None = None
+        self._held = ExitStack()
+        self._started_at = datetime.now(UTC)
+        self._closing = False
+
+    async def __aenter__(self) -> Stack:
+        """Start everything. Raises StackFailed; nothing runs then."""
+        self._held.enter_context(self.folder)
+        try:
+            self._guard = Guard.start(self.folder.stack_file, self.folder.lock)
+            await asyncio.gather(self._start_temporal(), self._start_daytona())
+            if "worker" not in self._options.without:
+                numbers = range(1, self._options.workers + 1)
+                plans = [worker_plan(n, self.settings, local_provider=self.local_provider) for n in numbers]
+                await asyncio.gather(*(self._start(plan) for plan in plans))
+            self._write()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def wait(self) -> None:
+        """Return never; raise what ended the supervision of a part."""
+        supervisions = [part.supervision for part in self.parts.values() if part.supervision is not None]
+        await asyncio.gather(*supervisions)
+
+    def kill(self) -> None:
+        """End every part at once, without waiting for anything."""
+        for part in self.parts.values():
+            part.kill()
+
+    def pids(self) -> dict[str, int]:
+        """The process id of every part that runs now."""
+        return {name: part.pid for name, part in self.parts.items() if part.pid is not None}
+
+    async def _start_temporal(self) -> None:
+        if "temporal" in self._options.without:
+            return
+        asked_port = self._options.temporal_port or _loopback_port(self.settings.temporal_address)
+        usual = self._options.usual_ports
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            port = choose_port("Temporal", asked=asked_port, usual=USUAL_TEMPORAL_PORT if usual else None)
+            ui_port = choose_port(
+                "Temporal's Web UI", asked=self._options.ui_port, usual=USUAL_UI_PORT if usual else None
+            )
+            try:
+                await self._start(temporal_plan(self.settings, port=port, ui_port=ui_port, data_dir=self.folder.path))
+            except PartFailed as failure:
+                # A port that was free a moment ago can be taken now; chosen ports are chosen again.
+                if "address already in use" not in failure.log_tail or attempt == _PORT_ATTEMPTS:
+                    raise
+                continue
+            self.settings = self.settings.model_copy(update={"temporal_address": f"{LOOPBACK}:{port}"})
+            self.ui_url = f"http://{LOOPBACK}:{ui_port}"
+            return
+
+    async def _start_daytona(self) -> None:
+        if self.settings.daytona_api_key is not None:
+            url = self.settings.daytona_api_url or HOSTED_DAYTONA
+            self.settings = self.settings.model_copy(update={"daytona_api_url": url})
+            return
+        if self.settings.daytona_api_url is not None:
+            raise StackFailed("a Daytona address is set without a key; set DAYTONA_API_KEY, or neither")
+        if "daytona" in self._options.without:
+            return
+        port = choose_port("the local Daytona", asked=self._options.daytona_port, usual=None)
+        part = await self._start(daytona_plan(port=port, data_dir=self.folder.path))
+        self.local_provider = True
+        self.settings = self.settings.model_copy(
+            update={"daytona_api_url": part.url, "daytona_api_key": local_daytona_key(self.folder.path)}
+        )
+
+    async def _start(self, plan: PartPlan) -> Part:
+        assert self._guard is not None
+        part = Part(plan, self._guard, self.folder.fresh_log(plan.name), self._changed)
+        self.parts[plan.name] = part
+        self._told(plan.name, "starting")
+        await part.start()
+        self._told(plan.name, f"ready, process {part.pid}")
+        return part
+
+    def _changed(self, part: str, what: str) -> None:
+        if not self._closing:
+            self._write()
+            self._told(part, what)
+
+    def _write(self) -> None:
+        pids: dict[str, JsonValue] = {"dev": os.getpid(), **self.pids()}
+        health: dict[str, JsonValue] = {
+            name: part.url for name, part in self.parts.items() if name.startswith("worker")
+        }
+        self.folder.write_stack(
+            {
+                "temporal_address": self.settings.temporal_address,
+                "ui_url": self.ui_url,
+                "daytona_api_url": self.settings.daytona_api_url,
+                "pids": pids,
+                "health_urls": health,
+                "data_dir": str(self.folder.path),
+                "started_at": self._started_at.isoformat().replace("+00:00", "Z"),
+            }
+        )
+
+    async def _close(self) -> None:
+        """End what was started, last first: workers finish their activities while the servers still answer."""
+        self._closing = True
+        try:
+            workers = [part for name, part in self.parts.items() if name.startswith("worker")]
+            others = [part for part in self.parts.values() if part not in workers]
+            await asyncio.gather(*(part.stop() for part in workers))
+            await asyncio.gather(*(part.stop() for part in others))
+        finally:
+            self.kill()
+            with contextlib.closing(self._held):
+                if self._guard is not None:
+                    self._guard.close()
+
+
+def _loopback_port(address: str | None) -> int | None:
+    """The port of an address on this machine: setting SANDHOLD_TEMPORAL_ADDRESS asks for it."""
+    host, _, port = (address or "").rpartition(":")
+    return int(port) if host in {LOOPBACK, "localhost"} and port.isdigit() else None

@@ -1,0 +1,222 @@
+"""The process that hosts workflows and activities. Wiring only: what is done is in `workflows/` and `activities/`.
+
+It prints one line on stdout, `ready <URL of its health endpoint>`, once it polls; logs go to stderr.
+Exit codes: 0 stopped as asked, 1 a worker failed, 2 a setting is wrong, 4 Temporal cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+# Imported before polling starts: the provider's client takes 1.6 s to import, which the first calls would wait for.
+from activities.commands import CommandActivities
+from activities.files import FileActivities
+from activities.lifecycle import LifecycleActivities
+from activities.provider import ProviderPool
+from sandhold.contracts.names import follow_queue
+from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
+from sandhold.logs import configure_logging, core_logging
+from sandhold.search_attributes import register_search_attributes
+from sandhold.settings import Settings, SettingsError
+from sandhold.storage import SessionStorage
+from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
+from workflows.sandbox import Sandbox
+from workflows.session import AgentSession
+
+log = structlog.get_logger("worker")
+
+CONNECT_FOR_S = 60.0
+"""How long a starting worker waits for Temporal before it gives up."""
+GRACEFUL_SHUTDOWN = timedelta(seconds=15)
+"""Activities may finish for this long after SIGTERM: longer than the heartbeat timeouts, and than any activity
+but a follower's, so that a shutdown costs nobody a retry."""
+DEPLOYMENT_NAME = "sandhold"
+"""Name of the worker deployment when SANDHOLD_BUILD_ID is set."""
+
+# Modules that hold no state of a workflow: loading them once instead of once per workflow keeps a cached
+# session at a fifth of the memory, and a cold replay quick.
+PASSED_THROUGH = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "sandhold")
+
+
+def build_workers(
+    client: Client,
+    task_queue: str,
+    *,
+    activities: Sequence[Callable[..., Any]],
+    follower_activities: Sequence[Callable[..., Any]],
+    build_id: str | None = None,
+    identity: str | None = None,
+) -> tuple[Worker, Worker]:
+    """The two workers of a deployment: calls on `task_queue`, followers of long commands on a queue beside it.
+
+    Followers have slots of their own, so that a hundred long commands delay no short one. At a shutdown they
+    are cancelled at once: another worker goes on following from the offsets in workflow state.
+    """
+    versioning = WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(deployment_name=DEPLOYMENT_NAME, build_id=build_id or ""),
+        use_worker_versioning=True,
+        default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
+    )
+    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
+    calls = Worker(
+        client,
+        task_queue=task_queue,
+        workflows=[AgentSession, Sandbox],
+        activities=activities,
+        workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
+        identity=identity,
+        max_concurrent_workflow_tasks=40,
+        max_concurrent_activities=100,
+        max_cached_workflows=1000,
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        # After a SIGKILL the next call waits this long for the dead worker's sticky queue (default: 10 s).
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
+        # Cancellation reaches an activity with a heartbeat that was not held back, and progress is not lost.
+        max_heartbeat_throttle_interval=timedelta(seconds=1),
+        default_heartbeat_throttle_interval=timedelta(seconds=1),
+        deployment_config=versioning if build_id else None,
+    )
+    followers = Worker(
+        client,
+        task_queue=follow_queue(task_queue),
+        activities=follower_activities,
+        identity=identity,
+        max_concurrent_activities=400,
+        graceful_shutdown_timeout=timedelta(0),
+        max_heartbeat_throttle_interval=timedelta(seconds=1),
+        default_heartbeat_throttle_interval=timedelta(seconds=1),
+        deployment_config=versioning if build_id else None,
+    )
+    return calls, followers
+
+
+async def connect_when_up(settings: Settings, identity: str, runtime: Runtime) -> Client:
+    """Connect, waiting for a server that is still starting. Raises TemporalUnreachable after a minute."""
+    deadline = time.monotonic() + CONNECT_FOR_S
+    pause_s = 0.1
+    while True:
+        try:
+            return await connect(settings, identity=identity, runtime=runtime)
+        except TemporalUnreachable as error:
+            if time.monotonic() + pause_s > deadline:
+                raise
+            log.warning("waiting for Temporal", reason=str(error), again_in_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 5.0)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; then let running activities finish. Raises when a worker fails."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    identity = f"worker-{os.getpid()}@{socket.gethostname()}"
+    metrics = PrometheusConfig(bind_address=settings.metrics_address) if settings.metrics_address else None
+    runtime = Runtime(telemetry=TelemetryConfig(logging=core_logging(), metrics=metrics))
+    client = await connect_when_up(settings, identity, runtime)
+    deployment = await deployment_id(client)
+    registered = await register_search_attributes(client)
+    log.info("connected", deployment=deployment, namespace=client.namespace, registered=registered)
+
+    async with AsyncExitStack() as resources:
+        provider = await resources.enter_async_context(ProviderPool(settings, deployment))
+        storage = SessionStorage.open(settings.storage_location)
+        lifecycle = LifecycleActivities(provider, settings)
+        files = FileActivities(provider, storage)
+        commands = CommandActivities(provider, storage)
+        calls, followers = build_workers(
+            client,
+            settings.task_queue,
+            activities=[
+                lifecycle.create_sandbox,
+                lifecycle.start_sandbox,
+                lifecycle.stop_sandbox,
+                lifecycle.archive_sandbox,
+                lifecycle.delete_sandbox,
+                files.read_file,
+                files.write_file,
+                commands.run_command,
+                commands.stop_commands,
+            ],
+            follower_activities=[commands.follow_commands],
+            build_id=settings.build_id,
+            identity=identity,
+        )
+        probe = WorkerProbe(
+            client,
+            identity,
+            [
+                PolledQueue(calls.task_queue, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW),
+                PolledQueue(calls.task_queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
+                PolledQueue(followers.task_queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
+            ],
+        )
+        url = await resources.enter_async_context(health_endpoint(settings.health_address, probe))
+        await _run_until(stop, probe, url, calls, followers)
+
+
+async def _run_until(stop: asyncio.Event, probe: WorkerProbe, url: str, *workers: Worker) -> None:
+    running = [asyncio.create_task(worker.run()) for worker in workers]
+    ready = asyncio.create_task(_announce(probe, url))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopping", asked=stop.is_set())
+    probe.stopping = True
+    ready.cancel()
+    stopping.cancel()
+    await asyncio.gather(*(worker.shutdown() for worker in workers))
+    # Raises what ended a worker that nobody asked to end.
+    await asyncio.gather(*running)
+
+
+async def _announce(probe: WorkerProbe, url: str) -> None:
+    """Say `ready` once Temporal sees every queue polled."""
+    while not (await probe()).ok:  # noqa: ASYNC110 - Temporal tells no event of ours
+        await asyncio.sleep(0.05)
+    log.info("ready", health=url)
+    print(f"ready {url}", flush=True)  # noqa: T201 - the one line that a supervisor waits for
+
+
+def main() -> int:
+    """Run the worker; the exit code."""
+    configure_logging()
+    try:
+        settings = Settings.load()
+        configure_logging(settings.log_level, settings.log_format)
+        asyncio.run(serve(settings))
+    except (SettingsError, NamespaceMissing) as error:
+        log.error("cannot start", reason=str(error))
+        return 2
+    except TemporalUnreachable as error:
+        log.error("cannot start", reason=str(error))
+        return 4
+    except Exception:
+        log.exception("failed")
+        return 1
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The interpreter sometimes aborts at exit once Temporal's client ran (4 of 30 on Python 3.11).
+    os._exit(code)
