@@ -11,7 +11,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sandhold.local_daytona.toolbox_client import ToolboxClient
 
 
 class IsolationUnavailable(RuntimeError):
@@ -43,6 +46,8 @@ class RunningSandbox(Protocol):
     """A started sandbox: the namespaces and the toolbox process inside."""
 
     sandbox_id: str
+    #: Speaks to the toolbox process inside; only the toolbox routes use it.
+    toolbox: ToolboxClient
     #: Done when the sandbox has ended for whatever reason; the result says why ("stopped", "killed", ...).
     ended: asyncio.Future[str]
 
