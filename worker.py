@@ -29,7 +29,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.commands import CommandActivities
 from activities.files import FileActivities
 from activities.lifecycle import LifecycleActivities
-from activities.provider import ProviderPool
+from activities.provider import ProviderAccess, ProviderPool
+from activities.statuses import StatusActivities
 from sandhold.contracts.names import follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
@@ -136,11 +137,14 @@ async def serve(settings: Settings) -> None:
     log.info("connected", deployment=deployment, namespace=client.namespace, registered=registered)
 
     async with AsyncExitStack() as resources:
-        provider = await resources.enter_async_context(ProviderPool(settings, deployment))
+        pool = ProviderPool(settings)
+        resources.push_async_callback(pool.close)
+        access = ProviderAccess(pool, settings, deployment)
         storage = SessionStorage.open(settings.storage_location)
-        lifecycle = LifecycleActivities(provider, settings)
-        files = FileActivities(provider, storage)
-        commands = CommandActivities(provider, storage)
+        lifecycle = LifecycleActivities(access, settings)
+        files = FileActivities(access, storage)
+        commands = CommandActivities(access, storage)
+        statuses = StatusActivities(client)
         calls, followers = build_workers(
             client,
             settings.task_queue,
@@ -154,6 +158,7 @@ async def serve(settings: Settings) -> None:
                 files.write_file,
                 commands.run_command,
                 commands.stop_commands,
+                statuses.sandbox_statuses,
             ],
             follower_activities=[commands.follow_commands],
             build_id=settings.build_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from types import TracebackType
@@ -59,11 +59,11 @@ class Stack:
         self._held.enter_context(self.folder)
         try:
             self._guard = Guard.start(self.folder.stack_file, self.folder.lock)
-            await asyncio.gather(self._start_temporal(), self._start_daytona())
+            await _together(self._start_temporal(), self._start_daytona())
             if "worker" not in self._options.without:
                 numbers = range(1, self._options.workers + 1)
                 plans = [worker_plan(n, self.settings, local_provider=self.local_provider) for n in numbers]
-                await asyncio.gather(*(self._start(plan) for plan in plans))
+                await _together(*(self._start(plan) for plan in plans))
             self._write()
         except BaseException:
             await self._close()
@@ -92,7 +92,7 @@ class Stack:
     async def _start_temporal(self) -> None:
         if "temporal" in self._options.without:
             return
-        asked_port = self._options.temporal_port or _loopback_port(self.settings.temporal_address)
+        asked_port = self._options.temporal_port or _asked_port(self.settings.temporal_address)
         usual = self._options.usual_ports
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             port = choose_port("Temporal", asked=asked_port, usual=USUAL_TEMPORAL_PORT if usual else None)
@@ -172,7 +172,24 @@ class Stack:
                     self._guard.close()
 
 
-def _loopback_port(address: str | None) -> int | None:
-    """The port of an address on this machine: setting SANDHOLD_TEMPORAL_ADDRESS asks for it."""
-    host, _, port = (address or "").rpartition(":")
-    return int(port) if host in {LOOPBACK, "localhost"} and port.isdigit() else None
+async def _together(*starts: Coroutine[object, object, object]) -> None:
+    """Run all; the first failure cancels the others and is raised once they have ended."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in starts:
+                group.create_task(start)
+    except* StackFailed as failures:
+        raise failures.exceptions[0] from None
+
+
+def _asked_port(address: str | None) -> int | None:
+    """The port in SANDHOLD_TEMPORAL_ADDRESS, if it is set. Raises StackFailed for an address elsewhere."""
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    if host not in {LOOPBACK, "localhost"} or not port.isdigit():
+        raise StackFailed(
+            f"SANDHOLD_TEMPORAL_ADDRESS is {address}, which is not on this machine; use that server with "
+            "`--without temporal`, or unset the variable"
+        )
+    return int(port)
