@@ -141,15 +141,16 @@ def check_identity(request: CallRequest) -> None:
 
 
 def envelope(
-    session_id: str, sandbox_id: str | None, request_or_entry: CallRequest | LedgerEntry, outcome: CallOutcome | None
+    session_id: str, sandbox_id: str | None, asked: CallRequest | LedgerEntry, outcome: CallOutcome | None
 ) -> CallEnvelope:
     """The answer to a call; `running` while there is no outcome."""
     answer = CallEnvelope(
-        call_id=request_or_entry.call_id[:128],
+        call_id=asked.call_id[:128],
         session_id=session_id,
         sandbox_id=sandbox_id,
-        tool=request_or_entry.tool[:100],
+        tool=asked.tool[:100],
         status="running" if outcome is None else "done",
+        fingerprint=asked.fingerprint if isinstance(asked, LedgerEntry) else None,
     )
     if outcome is not None:
         answer.ok = outcome.ok

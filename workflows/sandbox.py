@@ -22,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         SANDBOX_WORKFLOW,
         STATUS_QUERY,
         SUBMIT_SIGNAL,
+        ToolName,
     )
     from sandhold.contracts.sandboxes import (
         LedgerEntry,
@@ -253,6 +254,8 @@ class Sandbox:
     def _last_outcome(self, call: Call) -> CallOutcome:
         if self._kept.state is SandboxState.LOST and self._kept.error is not None:
             return CallOutcome(error=self._kept.error)
+        if call.entry.tool == ToolName.MANAGE_SANDBOX and self._kept.ending == DELETED_BY_CALL:
+            return self._calls.managed("delete")
         return CallOutcome(
             error=ToolError(
                 code=ErrorCode.CANCELLED,

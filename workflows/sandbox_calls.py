@@ -39,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from sandhold.contracts.tools import (
         ExecResult,
+        Action,
         ManageSandboxArguments,
         ManageSandboxResult,
         parse_arguments,
@@ -283,24 +284,25 @@ class SandboxCalls:
         if asked.action == "delete":
             lifecycle.end(DELETED_BY_CALL)
             await self._promptly(call, _forever_until(lambda: lifecycle.state is SandboxState.DELETED))
-            return self._managed(asked)
+            return self.managed("delete")
         if lifecycle.state in {SandboxState.CREATING, SandboxState.STARTING}:
             await self._promptly(call, lifecycle.ensure_started())
         change = _CHANGES[asked.action]
         already = {"stop": {SandboxState.STOPPED, SandboxState.ARCHIVED}, "archive": {SandboxState.ARCHIVED}}
         if lifecycle.operation is None and lifecycle.state in already.get(change, set()):
-            return self._managed(asked)
+            return self.managed(asked.action)
         await self._promptly(call, self._changed(change))
-        return self._managed(asked)
+        return self.managed(asked.action)
 
     async def _changed(self, change: Change) -> None:
         operation = await self._lifecycle.bring(change)
         if operation.error is not None:
             raise failure_from(operation.error)
 
-    def _managed(self, asked: ManageSandboxArguments) -> CallOutcome:
+    def managed(self, action: Action) -> CallOutcome:
+        """The outcome of an action that has been taken."""
         result = ManageSandboxResult(
-            sandbox_id=asked.sandbox_id, action=asked.action, state=self._lifecycle.state.value
+            sandbox_id=self._start.sandbox_id, action=action, state=self._lifecycle.state.value
         )
         return CallOutcome(result=result.model_dump(mode="json"))
 

@@ -67,6 +67,9 @@ class CallEnvelope(Message):
     error: ToolError | None = None
     result_ref: StorageRef | None = None
     """Where the result is when the message does not carry it; the client resolves it."""
+    fingerprint: str | None = None
+    """Of the call that was carried out. The server answers a repeated update id from its own memory, whatever the
+    arguments: who sent others sees here that the id was taken."""
 
 
 class CallOutcome(Message):

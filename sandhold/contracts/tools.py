@@ -212,18 +212,21 @@ class ListSandboxesResult(Message):
     count: int
 
 
+Action = Literal["start", "stop", "archive", "delete"]
+
+
 class ManageSandboxArguments(Strict):
     """Start, stop, archive or delete a sandbox. Repeating an action is harmless."""
 
     sandbox_id: SandboxId
     """The sandbox."""
-    action: Literal["start", "stop", "archive", "delete"]
+    action: Action
     """`stop` keeps the files and ends all processes; `archive` moves it to cheaper storage; `delete` is final."""
 
 
 class ManageSandboxResult(Message):
     sandbox_id: str
-    action: Literal["start", "stop", "archive", "delete"]
+    action: Action
     state: str
 
 
