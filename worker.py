@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -56,12 +57,43 @@ DEPLOYMENT_NAME = "sandhold"
 PASSED_THROUGH = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "sandhold")
 
 
+@dataclass(frozen=True)
+class Activities:
+    """What the two workers run."""
+
+    of_calls: Sequence[Callable[..., Any]]
+    of_followers: Sequence[Callable[..., Any]]
+
+
+def activities_of(client: Client, settings: Settings, access: ProviderAccess) -> Activities:
+    """Every activity, with what it needs."""
+    storage = SessionStorage.open(settings.storage_location)
+    lifecycle = LifecycleActivities(access, settings)
+    files = FileActivities(access, storage)
+    commands = CommandActivities(access, storage)
+    statuses = StatusActivities(client)
+    return Activities(
+        of_calls=[
+            lifecycle.create_sandbox,
+            lifecycle.start_sandbox,
+            lifecycle.stop_sandbox,
+            lifecycle.archive_sandbox,
+            lifecycle.delete_sandbox,
+            files.read_file,
+            files.write_file,
+            commands.run_command,
+            commands.stop_commands,
+            statuses.sandbox_statuses,
+        ],
+        of_followers=[commands.follow_commands],
+    )
+
+
 def build_workers(
     client: Client,
     task_queue: str,
     *,
-    activities: Sequence[Callable[..., Any]],
-    follower_activities: Sequence[Callable[..., Any]],
+    activities: Activities,
     build_id: str | None = None,
     identity: str | None = None,
 ) -> tuple[Worker, Worker]:
@@ -80,7 +112,7 @@ def build_workers(
         client,
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox],
-        activities=activities,
+        activities=activities.of_calls,
         workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
         identity=identity,
         max_concurrent_workflow_tasks=40,
@@ -97,7 +129,7 @@ def build_workers(
     followers = Worker(
         client,
         task_queue=follow_queue(task_queue),
-        activities=follower_activities,
+        activities=activities.of_followers,
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),
@@ -140,27 +172,10 @@ async def serve(settings: Settings) -> None:
         pool = ProviderPool(settings)
         resources.push_async_callback(pool.close)
         access = ProviderAccess(pool, settings, deployment)
-        storage = SessionStorage.open(settings.storage_location)
-        lifecycle = LifecycleActivities(access, settings)
-        files = FileActivities(access, storage)
-        commands = CommandActivities(access, storage)
-        statuses = StatusActivities(client)
         calls, followers = build_workers(
             client,
             settings.task_queue,
-            activities=[
-                lifecycle.create_sandbox,
-                lifecycle.start_sandbox,
-                lifecycle.stop_sandbox,
-                lifecycle.archive_sandbox,
-                lifecycle.delete_sandbox,
-                files.read_file,
-                files.write_file,
-                commands.run_command,
-                commands.stop_commands,
-                statuses.sandbox_statuses,
-            ],
-            follower_activities=[commands.follow_commands],
+            activities=activities_of(client, settings, access),
             build_id=settings.build_id,
             identity=identity,
         )
