@@ -20,12 +20,10 @@ SKIP_ACTIVITY_HEADER = "X-Daytona-Skip-Last-Activity-Update"
 
 
 def errors_as_json() -> Middleware:
-    """Every refusal and every failure answers in the provider's JSON; an unknown route is a 501 with its name."""
+    """Every refusal and every failure answers in the provider's JSON."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.match_info.http_exception is not None:
-            return error_response(request, 501, f"This local server does not implement {request.method} {request.path}")
         try:
             return await handler(request)
         except ApiError as error:
@@ -55,6 +53,18 @@ def bearer_required(api_key: str) -> Middleware:
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, expected):
                 return error_response(request, 401, "Unauthorized")
+        return await handler(request)
+
+    return middleware
+
+
+def unknown_routes_named() -> Middleware:
+    """A route that this server does not have is a 501 with its name, not a 404 that looks like an answer."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.match_info.http_exception is not None:
+            raise ApiError(501, f"This local server does not implement {request.method} {request.path}")
         return await handler(request)
 
     return middleware

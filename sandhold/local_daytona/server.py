@@ -19,7 +19,12 @@ from sandhold.local_daytona.fault_routes import cut_streams, fault_routes, fault
 from sandhold.local_daytona.faults import FaultPlan
 from sandhold.local_daytona.housekeeping import Housekeeping
 from sandhold.local_daytona.interface import Runtime, SandboxLookup
-from sandhold.local_daytona.middlewares import bearer_required, errors_as_json, toolbox_activity
+from sandhold.local_daytona.middlewares import (
+    bearer_required,
+    errors_as_json,
+    toolbox_activity,
+    unknown_routes_named,
+)
 from sandhold.local_daytona.records import SandboxRecord
 from sandhold.local_daytona.store import DataFolder
 from sandhold.local_daytona.transitions import Sandboxes
@@ -84,7 +89,11 @@ class LocalDaytona:
         middlewares = [errors_as_json(), bearer_required(options.api_key)]
         if plan is not None:
             middlewares.append(faults_applied(plan, self._sandboxes))
-        middlewares += [errors_as_json(), toolbox_activity(self._sandboxes, minute / _TOUCHES_A_MINUTE)]
+        middlewares += [
+            errors_as_json(),
+            unknown_routes_named(),
+            toolbox_activity(self._sandboxes, minute / _TOUCHES_A_MINUTE),
+        ]
 
         app = web.Application(middlewares=middlewares, client_max_size=MAX_WHOLE_BODY_BYTES)
         app.add_routes(control.table())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -14,6 +15,8 @@ from sandhold.local_daytona.interface import RunningSandbox, SandboxLookup, Sand
 
 
 class TrivialSandbox:
+    toolbox: Any = None
+
     def __init__(self, sandbox_id: str) -> None:
         self.sandbox_id = sandbox_id
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()

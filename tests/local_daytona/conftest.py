@@ -1,0 +1,112 @@
+"""Servers for the tests of the local Daytona: a real one in a process of its own, and trivial ones in this."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from daytona import AsyncDaytona, DaytonaConfig
+
+from sandhold.local_daytona.server import LocalDaytona as Server
+from sandhold.local_daytona.server import ServerOptions
+from sandhold.local_daytona.store import DataFolder
+from tests.local_daytona.trivial_runtime import TrivialRuntime, trivial_toolbox
+from tests.local_daytona_faults import FaultPlan
+from tests.local_daytona_server import API_KEY, LocalDaytona, running_local_daytona
+
+
+class Api:
+    """Raw requests to a server, for what the official client cannot say."""
+
+    def __init__(self, http: aiohttp.ClientSession, origin: str, key: str = API_KEY) -> None:
+        self._http = http
+        self._origin = origin
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    async def ask(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+        """The status and the JSON (or text) of one request, `path` counted from the server's root."""
+        headers = {**self._headers, **options.pop("headers", {})}
+        async with self._http.request(method, f"{self._origin}{path}", headers=headers, **options) as answer:
+            text = await answer.text()
+            return answer.status, json.loads(text) if text.startswith(("{", "[")) else text
+
+
+@dataclass
+class Trivial:
+    """A server in this process whose sandboxes are folders without processes."""
+
+    server: Server
+    runtime: TrivialRuntime
+    http: aiohttp.ClientSession
+    api: Api
+    faults: FaultPlan
+    daytona: AsyncDaytona
+
+
+StartTrivial = Callable[..., AbstractAsyncContextManager[Trivial]]
+
+
+@contextlib.asynccontextmanager
+async def _trivial_server(data_dir: Path, **options: Any) -> AsyncIterator[Trivial]:
+    folder = DataFolder.open(data_dir)
+    runtime = TrivialRuntime()
+    server = Server(folder, runtime, trivial_toolbox, ServerOptions(API_KEY, faults=True, **options))
+    await server.start()
+    try:
+        config = DaytonaConfig(api_key=API_KEY, api_url=server.api_url, target="local")
+        async with aiohttp.ClientSession() as http, AsyncDaytona(config) as daytona:
+            api, plan = Api(http, server.origin), FaultPlan(http, server.api_url, API_KEY)
+            yield Trivial(server, runtime, http, api, plan, daytona)
+    finally:
+        await server.close()
+        folder.close()
+
+
+@pytest.fixture
+def start_trivial() -> StartTrivial:
+    """Start a trivial server on a data folder, with options of `ServerOptions`."""
+    return _trivial_server
+
+
+@pytest.fixture
+async def trivial(tmp_path: Path) -> AsyncIterator[Trivial]:
+    async with _trivial_server(tmp_path / "data") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def _real_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalDaytona]:
+    async with running_local_daytona(tmp_path_factory.mktemp("local-daytona") / "data") as server:
+        yield server
+
+
+@pytest.fixture
+async def local_daytona(_real_server: LocalDaytona) -> AsyncIterator[LocalDaytona]:
+    """The shared real server; afterwards its fault plan, its request log and its sandboxes are gone."""
+    await _real_server.faults.forget_requests()
+    yield _real_server
+    await _real_server.faults.clear()
+    async with _real_server.client() as client:
+        async for sandbox in client.list():
+            if sandbox.state not in ("destroying", "destroyed"):
+                await client.delete(sandbox)
+
+
+@pytest.fixture
+async def daytona(local_daytona: LocalDaytona) -> AsyncIterator[AsyncDaytona]:
+    """An official client of the shared real server."""
+    async with local_daytona.client() as client:
+        yield client
+
+
+@pytest.fixture
+def api(local_daytona: LocalDaytona) -> Api:
+    """Raw requests to the shared real server."""
+    return Api(local_daytona.http, local_daytona.origin)
