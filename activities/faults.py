@@ -40,13 +40,13 @@ class ProviderError(ApplicationError):
     retries it when the error says so, after the delay that the provider asked for.
     """
 
-    def __init__(self, fault: ProviderFault, error: ToolError, *, non_retryable: bool | None = None) -> None:
+    def __init__(self, fault: ProviderFault, error: ToolError) -> None:
         pause_s = retry_after_s(fault.headers)
         super().__init__(
             error.message,
             error,
             type=error.code,
-            non_retryable=not error.retryable if non_retryable is None else non_retryable,
+            non_retryable=not error.retryable,
             next_retry_delay=None if pause_s is None else timedelta(seconds=pause_s),
         )
         self.fault = fault
@@ -62,13 +62,14 @@ class ProviderError(ApplicationError):
         return self.fault.status == 409
 
     @property
+    def saw_error_state(self) -> bool:
+        """Whether the client waited for a state and saw `error` instead: a bare error with nothing but this text."""
+        return self.fault.status is None and "entered error state" in self.fault.message
+
+    @property
     def came_from_inside(self) -> bool:
         """Whether the toolbox inside the sandbox answered, so that the sandbox runs."""
         return self.fault.source == SOURCE_DAEMON
-
-    def worth_retrying(self) -> ProviderError:
-        """The same, to be retried whatever it is: for work that may not be given up."""
-        return ProviderError(self.fault, self.error, non_retryable=False)
 
 
 async def request(call: Awaitable[T], within_s: float) -> T:
@@ -109,7 +110,7 @@ def fault_of(error: BaseException) -> ProviderFault:
         status=status,
         code=code,
         source=source,
-        message=_readable(message),
+        message=readable(message),
         timed_out=timed_out and status is None,
         headers=headers,
     )
@@ -124,7 +125,7 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__
 
 
-def _readable(message: str) -> str:
+def readable(message: str) -> str:
     """One line for a person: without the client's prefixes, and without the pages that proxies answer with."""
     text = _STEP_PREFIX.sub("", message)
     if markup := _MARKUP.search(text):

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from daytona import AsyncDaytona, AsyncSandbox, DaytonaConfig
 from pydantic import SecretStr
-from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.absence import Absence
+from activities.deadlines import time_left_s
 from activities.faults import ProviderError, request
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, as_application_error
 from sandhold.contracts.names import provider_labels, provider_name
@@ -122,30 +121,35 @@ class ProviderAccess:
     async def find(self, ref: SandboxRef) -> AsyncSandbox | None:
         """The sandbox as the provider holds it now, in whatever state; None when it answers "not found".
 
-        Looked up by its id when that is known, else by its name. A sandbox of that name with other labels is
-        not ours: raises ApplicationError `conflict`, not to be retried.
+        Looked up by its id when that is known, else by its name. Raises ApplicationError `conflict`, not to be
+        retried, when the sandbox of that name is not ours.
         """
+        sandbox = await self.find_any(ref)
+        if sandbox is not None and not self.is_ours(ref, sandbox):
+            raise as_application_error(
+                ToolError(
+                    code=ErrorCode.CONFLICT,
+                    message=f"the provider already holds a sandbox named {sandbox.name} that is not ours",
+                    hint="It is left alone. Somebody with access to the provider account has to rename or delete it.",
+                )
+            )
+        return sandbox
+
+    async def find_any(self, ref: SandboxRef) -> AsyncSandbox | None:
+        """As `find`, also when the sandbox of that name is not ours."""
         client = await self.pool.client(ref.owner)
         try:
-            sandbox = await request(client.get(ref.provider_id or self.name(ref)), self.request_timeout_s)
+            return await request(client.get(ref.provider_id or self.name(ref)), self.request_timeout_s)
         except ProviderError as error:
             if error.not_found:
                 return None
             raise
-        if ref.provider_id is None:
-            self.check_ours(ref, sandbox.labels)
-        return sandbox
 
-    def check_ours(self, ref: SandboxRef, labels: Mapping[str, str]) -> None:
-        """Raise ApplicationError `conflict` unless the labels are those that we give to this sandbox."""
-        if any(labels.get(name) != value for name, value in self.labels(ref).items()):
-            raise as_application_error(
-                ToolError(
-                    code=ErrorCode.CONFLICT,
-                    message=f"the provider already holds a sandbox named {self.name(ref)} that is not ours",
-                    hint="It is left alone. Somebody with access to the provider account has to rename or delete it.",
-                )
-            )
+    def is_ours(self, ref: SandboxRef, sandbox: AsyncSandbox) -> bool:
+        """Whether this is the sandbox that we created: by its id, or by the labels that we gave it."""
+        if ref.provider_id is not None:
+            return sandbox.id == ref.provider_id
+        return all(sandbox.labels.get(name) == value for name, value in self.labels(ref).items())
 
     async def find_or_confirm_lost(self, ref: SandboxRef) -> AsyncSandbox:
         """The sandbox as the provider holds it now.
@@ -181,7 +185,7 @@ class ProviderAccess:
             return live
         self.forget(ref)
         sandbox = await self.find(ref)
-        if sandbox is None and _time_left_s() > self.absence_confirm_s + self.request_timeout_s:
+        if sandbox is None and time_left_s() > self.absence_confirm_s + self.request_timeout_s:
             sandbox = await self.find_or_confirm_lost(ref)
         if sandbox is None or sandbox.state != STARTED:
             raise not_started(ref, "missing" if sandbox is None else state_of(sandbox))
@@ -247,17 +251,3 @@ def not_started(ref: SandboxRef, state: str) -> ApplicationError:
         type=SandboxSignal.NOT_STARTED,
         non_retryable=True,
     )
-
-
-def _time_left_s() -> float:
-    """Seconds until the running activity's nearest deadline."""
-    info = activity.info()
-    deadlines = [
-        since + limit
-        for since, limit in (
-            (info.started_time, info.start_to_close_timeout),
-            (info.scheduled_time, info.schedule_to_close_timeout),
-        )
-        if limit
-    ]
-    return (min(deadlines) - datetime.now(UTC)).total_seconds() if deadlines else float("inf")
