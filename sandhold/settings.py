@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     """How long an unanswered create request can still commit at the provider."""
     request_timeout_s: float = Field(30.0, gt=0)
     """Deadline of one ordinary request to the provider."""
+    reconnect_s: float = Field(30.0, gt=0)
+    """How long a client that waits for something keeps trying while Temporal does not answer."""
 
     @field_validator("health_address", "metrics_address")
     @classmethod

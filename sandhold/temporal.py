@@ -9,7 +9,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.runtime import Runtime
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from sandhold.settings import DEFAULT_TEMPORAL_ADDRESS, Settings
 
@@ -28,7 +28,13 @@ class NamespaceMissing(LookupError):
     """Temporal answers but has no such namespace."""
 
 
-async def connect(settings: Settings, *, identity: str | None = None, runtime: Runtime | None = None) -> Client:
+async def connect(
+    settings: Settings,
+    *,
+    identity: str | None = None,
+    runtime: Runtime | None = None,
+    retries: RetryConfig | None = None,
+) -> Client:
     """A client that has talked to the server once.
 
     Raises TemporalUnreachable when the server does not answer within 10 s. One attempt: callers that start
@@ -43,6 +49,7 @@ async def connect(settings: Settings, *, identity: str | None = None, runtime: R
                 data_converter=DATA_CONVERTER,
                 identity=identity,
                 runtime=runtime,
+                retry_config=retries,
             )
     # The client has no type of its own for a failed connection: it raises RuntimeError (temporalio 1.35).
     except (RuntimeError, OSError, RPCError) as error:

@@ -1,0 +1,98 @@
+"""Why a workflow does not take a call: the session's books say what became of a sandbox that does not answer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from difflib import get_close_matches
+
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from sandhold.client.requests import Deadline, TemporalRequests
+from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
+from sandhold.contracts.names import STATUS_QUERY, session_workflow_id
+from sandhold.contracts.sessions import SessionSandbox, SessionStatus
+
+
+class Absence:
+    """Explains what a session does not have (any more)."""
+
+    def __init__(self, session_id: str, requests: TemporalRequests) -> None:
+        self._session_id = session_id
+        self._workflow_id = session_workflow_id(session_id)
+        self._requests = requests
+
+    async def session_is_open(self, deadline: Deadline) -> bool | None:
+        """Whether the session's workflow runs; None when there is none of this id. Needs no worker."""
+        handle = self._requests.client.get_workflow_handle(self._workflow_id)
+
+        async def attempt(timeout: timedelta) -> bool:
+            description = await handle.describe(rpc_timeout=timeout)
+            return description.status is WorkflowExecutionStatus.RUNNING
+
+        try:
+            return await self._requests.send(attempt, deadline=deadline)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def explain(self, sandbox_id: str | None, deadline: Deadline) -> None:
+        """Raise the ToolFailure that tells why a call was not taken.
+
+        Returns when nothing is wrong by the books: the session, and its sandbox if one is named, are open.
+        """
+        is_open = await self.session_is_open(deadline)
+        if is_open is None:
+            raise ToolFailure(**session_not_found(self._session_id).model_dump())
+        if not is_open:
+            raise ToolFailure(**session_ended(self._session_id).model_dump())
+        if sandbox_id is None:
+            return
+        status = await self._requests.query(self._workflow_id, STATUS_QUERY, answer=SessionStatus, deadline=deadline)
+        book = next((book for book in status.sandboxes if book.sandbox_id == sandbox_id), None)
+        if book is not None and book.ended is None:
+            return
+        open_ids = [book.sandbox_id for book in status.sandboxes if book.ended is None]
+        raise ToolFailure(**_gone(sandbox_id, book, status, open_ids).model_dump())
+
+
+def session_not_found(session_id: str) -> ToolError:
+    return ToolError(code=ErrorCode.SESSION_NOT_FOUND, message=f"there is no session {session_id!r}")
+
+
+def session_ended(session_id: str) -> ToolError:
+    return ToolError(
+        code=ErrorCode.SESSION_ENDED,
+        message=f"session {session_id!r} has ended, and its sandboxes were deleted",
+        hint="Go on in a new session.",
+    )
+
+
+def _gone(sandbox_id: str, book: SessionSandbox | None, status: SessionStatus, open_ids: list[str]) -> ToolError:
+    if book is not None and book.ended == "lost":
+        return book.error or ToolError(
+            code=ErrorCode.SANDBOX_LOST, message=f"sandbox {sandbox_id!r} is gone at the provider"
+        )
+    if book is not None and book.ended == "failed":
+        return book.error or ToolError(
+            code=ErrorCode.SANDBOX_FAILED, message=f"sandbox {sandbox_id!r} could not be created"
+        )
+    if status.state == "ending":
+        return ToolError(
+            code=ErrorCode.SESSION_ENDING, message=f"session {status.session_id!r} is ending ({status.ending})"
+        )
+    return ToolError(
+        code=ErrorCode.SANDBOX_NOT_FOUND,
+        message=f"sandbox {sandbox_id!r} was deleted" if book else f"this session has no sandbox {sandbox_id!r}",
+        hint=_hint(sandbox_id, open_ids),
+        sandbox_ids=open_ids,
+    )
+
+
+def _hint(sandbox_id: str, open_ids: list[str]) -> str:
+    if not open_ids:
+        return "The session has no sandbox. Create one with daytona_create_sandbox."
+    exist = f"The session's sandboxes are: {', '.join(open_ids)}."
+    near = get_close_matches(sandbox_id, open_ids, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}? {exist}" if near else exist

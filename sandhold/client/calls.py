@@ -1,0 +1,320 @@
+"""The conversation about one tool call: deliver it, wait for its end, say what became of it.
+
+A call goes straight to the workflow that owns what it is about: create and list to the session, all others to
+the sandbox. The update answers soon, with the status `running` if need be; then the query `result` is polled,
+which costs no history and holds no update slot. Whatever breaks in between, the call is sent again under the
+same call id, which the workflow knows.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from obstore.exceptions import BaseError as ObjectStoreError
+from pydantic import JsonValue
+from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from sandhold.client.absence import Absence
+from sandhold.client.errors import WaitTimeout
+from sandhold.client.requests import Backoff, Deadline, TemporalRequests
+from sandhold.contracts.calls import (
+    INLINE_LIMIT_BYTES,
+    MESSAGE_LIMIT_BYTES,
+    CallEnvelope,
+    CallRequest,
+    json_bytes,
+    json_sha256,
+)
+from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
+from sandhold.contracts.names import (
+    CALL_ID_PATTERN,
+    CALL_UPDATE,
+    RESULT_QUERY,
+    SESSION_TOOLS,
+    ToolName,
+    call_folder,
+    is_call_id,
+    is_id,
+    sandbox_workflow_id,
+    session_workflow_id,
+)
+from sandhold.contracts.tools import parse_arguments, tool_named
+from sandhold.storage import SessionStorage, StorageError
+
+_BY_REFERENCE = frozenset({ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE})
+"""Tools whose arguments are read by an activity; the arguments of the others are read by a workflow."""
+_LOOK_S = 2.0
+"""How long a call whose timeout has passed is looked for before it is given up."""
+CLOSED_WITH_UPDATE = "AcceptedUpdateCompletedWorkflow"
+"""The server's failure type when a workflow closed before it had answered an update (server 1.32)."""
+
+
+def new_call_id() -> str:
+    return f"call-{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call that can be sent: the request, and the workflow that takes it."""
+
+    request: CallRequest
+    workflow_id: str
+    sandbox_id: str | None
+
+
+class Calls:
+    """The calls of one session."""
+
+    def __init__(self, session_id: str, requests: TemporalRequests, storage: Callable[[], SessionStorage]) -> None:
+        self._session_id = session_id
+        self._session_workflow_id = session_workflow_id(session_id)
+        self._requests = requests
+        self._storage = storage
+        self._absence = Absence(session_id, requests)
+
+    async def prepare(self, call_id: str, tool: str, arguments: JsonValue) -> Prepared:
+        """What can be sent. Raises ToolFailure for a call that has no place to go to, or is too large for a message.
+
+        Arguments that name their sandbox are checked where they are read, so that there is one judge of them.
+        """
+        if not is_call_id(call_id):
+            raise ToolFailure(
+                ErrorCode.INVALID_ARGUMENTS, f"{call_id[:140]!r} is not a call id; it must match {CALL_ID_PATTERN}"
+            )
+        name = tool_named(tool)
+        arguments = {} if arguments is None else arguments
+        size = _size(arguments)
+        sandbox_id = arguments.get("sandbox_id") if isinstance(arguments, dict) else None
+        named = isinstance(sandbox_id, str) and is_id(sandbox_id)
+        if not isinstance(sandbox_id, str) or not named:
+            sandbox_id = None
+        to_session = name in SESSION_TOOLS
+        if size > INLINE_LIMIT_BYTES or (sandbox_id is None and not to_session):
+            parse_arguments(name, arguments)
+        request = CallRequest(call_id=call_id, tool=name.value, arguments=arguments, sandbox_id=sandbox_id)
+        if size > INLINE_LIMIT_BYTES and name in _BY_REFERENCE:
+            request = await self._by_reference(request)
+        elif size > MESSAGE_LIMIT_BYTES:
+            raise ToolFailure(
+                ErrorCode.TOO_LARGE, f"the arguments are {size} bytes long; at most {MESSAGE_LIMIT_BYTES} can be sent"
+            )
+        if to_session or sandbox_id is None:
+            return Prepared(request, self._session_workflow_id, None)
+        return Prepared(request, sandbox_workflow_id(self._session_id, sandbox_id), sandbox_id)
+
+    async def call(self, prepared: Prepared, *, wait: bool, deadline: Deadline) -> CallEnvelope:
+        """The envelope of the call; `running` only without `wait`, or when the deadline passed first.
+
+        Raises ToolFailure when the call could not be delivered, TemporalUnreachable when Temporal is away for long.
+        """
+        try:
+            begun = None if wait else await self._begin(prepared, deadline)
+            envelope = begun or await self._deliver(prepared, deadline)
+        except WaitTimeout:
+            envelope = await self._look_once_more(prepared)
+        if wait and envelope.status == "running":
+            envelope = await self._until_done(prepared, envelope, deadline)
+        return await self.resolved(envelope)
+
+    async def known(self, call_id: str, workflow_id: str, deadline: Deadline) -> CallEnvelope | None:
+        """What a workflow knows of a call; None when it knows nothing, or does not exist."""
+        try:
+            return await self._requests.query(
+                workflow_id, RESULT_QUERY, call_id, answer=CallEnvelope, deadline=deadline
+            )
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def resolved(self, envelope: CallEnvelope) -> CallEnvelope:
+        """The envelope as the caller sees it: with its result instead of a reference."""
+        if envelope.result_ref is None:
+            return envelope
+        result = envelope.result
+        if result is None and envelope.status == "done" and envelope.error is None:
+            try:
+                result = await self._storage().get_json(self._session_id, envelope.result_ref)
+            except (StorageError, ObjectStoreError, OSError) as error:
+                raise ToolFailure(
+                    ErrorCode.INTERNAL,
+                    f"the call has ended, but its result cannot be read: {error}",
+                    hint="Call again with the same call id once the session storage can be reached.",
+                    retryable=True,
+                ) from error
+        return envelope.model_copy(update={"result": result, "result_ref": None})
+
+    async def _by_reference(self, request: CallRequest) -> CallRequest:
+        """Put the arguments into session storage, under a name that other arguments cannot take."""
+        digest = json_sha256(request.arguments)
+        path = f"calls/{call_folder(request.call_id)}/arguments-{digest[:16]}.json"
+        try:
+            ref = await self._storage().put_json(self._session_id, path, request.arguments)
+        except (StorageError, ObjectStoreError, OSError) as error:
+            raise ToolFailure(
+                ErrorCode.INTERNAL, f"the arguments could not be stored: {error}", retryable=True
+            ) from error
+        return request.model_copy(update={"arguments": None, "arguments_ref": ref})
+
+    async def _begin(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope | None:
+        """The envelope as soon as the sandbox has taken the call; None when that did not work out at once."""
+        if prepared.sandbox_id is None:
+            return None
+        try:
+            await self._requests.begin_update(
+                prepared.workflow_id,
+                CALL_UPDATE,
+                prepared.request,
+                update_id=prepared.request.call_id,
+                deadline=deadline,
+            )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return None
+        known = await self.known(prepared.request.call_id, prepared.workflow_id, deadline)
+        return None if known is None else _same_call(prepared, known)
+
+    async def _deliver(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope:
+        closed = Backoff(0.1, 1.0)
+        for _ in range(8):
+            try:
+                envelope = await self._requests.update(
+                    prepared.workflow_id,
+                    CALL_UPDATE,
+                    prepared.request,
+                    update_id=prepared.request.call_id,
+                    answer=CallEnvelope,
+                    deadline=deadline,
+                )
+                return _same_call(prepared, envelope)
+            except WorkflowUpdateFailedError as refusal:
+                if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type == CLOSED_WITH_UPDATE):
+                    raise _refused(refusal) from refusal
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    raise ToolFailure(ErrorCode.INTERNAL, f"Temporal refused the call: {error.message}") from error
+            # The workflow has closed, or never was. What it recorded is the answer; else the session knows why.
+            known = await self.known(prepared.request.call_id, prepared.workflow_id, deadline)
+            if known is not None:
+                return _same_call(prepared, known)
+            await self._absence.explain(prepared.sandbox_id, deadline)
+            # The session counts it as open: it is between two runs, or about to be deleted.
+            await closed.sleep(deadline)
+        raise ToolFailure(
+            ErrorCode.SANDBOX_LOST,
+            f"the workflow of sandbox {prepared.sandbox_id!r} was closed from outside; its session deletes the sandbox",
+            hint="Create a new sandbox.",
+        )
+
+    async def _look_once_more(self, prepared: Prepared) -> CallEnvelope:
+        """The timeout passed before an answer: the call may run all the same, and is then told as running."""
+        try:
+            known = await self.known(prepared.request.call_id, prepared.workflow_id, Deadline.after(_LOOK_S))
+        except (WaitTimeout, WorkflowQueryFailedError):
+            known = None
+        if known is not None:
+            return _same_call(prepared, known)
+        raise ToolFailure(
+            ErrorCode.TIMEOUT,
+            "the call was not answered within the caller's timeout",
+            hint="It may still run. Call again with the same call id to get its result.",
+            retryable=True,
+            ambiguous=True,
+        )
+
+    async def _until_done(self, prepared: Prepared, envelope: CallEnvelope, deadline: Deadline) -> CallEnvelope:
+        """Poll until the call has ended; the running envelope when the deadline passes first."""
+        sandbox_id = prepared.sandbox_id or envelope.sandbox_id
+        workflow_id = sandbox_workflow_id(self._session_id, sandbox_id) if sandbox_id else prepared.workflow_id
+        pause = Backoff(0.1, 2.0, factor=1.3)
+        try:
+            while True:
+                await pause.sleep(deadline)
+                known, closed = await self._poll(prepared.request.call_id, workflow_id, deadline)
+                if known is not None and known.status == "done":
+                    return _same_call(prepared, known)
+                if known is None or closed:
+                    raise ToolFailure(
+                        ErrorCode.INTERRUPTED,
+                        "the sandbox's workflow ended before the call did",
+                        hint="The call may have had its effect. Look before you repeat it.",
+                        ambiguous=True,
+                    )
+        except WaitTimeout:
+            return envelope
+
+    async def _poll(self, call_id: str, workflow_id: str, deadline: Deadline) -> tuple[CallEnvelope | None, bool]:
+        """What the workflow knows of the call, and whether the workflow has closed."""
+        try:
+            known = await self._requests.query(
+                workflow_id, RESULT_QUERY, call_id, answer=CallEnvelope, deadline=deadline, only_open=True
+            )
+        except WorkflowQueryRejectedError:
+            return await self.known(call_id, workflow_id, deadline), True
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None, True
+            raise
+        return known, False
+
+
+def failed(session_id: str, call_id: str, tool: str, sandbox_id: str | None, error: ToolError) -> CallEnvelope:
+    """The envelope of a call that failed without a workflow's answer."""
+    return CallEnvelope(
+        call_id=call_id,
+        session_id=session_id,
+        sandbox_id=sandbox_id,
+        tool=tool,
+        status="done",
+        ok=False,
+        error=error,
+    )
+
+
+def _size(arguments: JsonValue) -> int:
+    """Bytes of the arguments as canonical JSON. Raises ToolFailure when they cannot be a message."""
+    try:
+        size = len(json_bytes(arguments))
+        # Unpaired surrogates are escaped above, but no message can carry them.
+        if size != len(json_bytes(arguments).decode()):
+            raise ValueError
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ToolFailure(
+            ErrorCode.INVALID_ARGUMENTS,
+            "the arguments are not JSON: only objects, lists, text, numbers, true, false and null can be sent",
+        ) from error
+    return size
+
+
+def _same_call(prepared: Prepared, envelope: CallEnvelope) -> CallEnvelope:
+    """The envelope, unless it answers another call under this id.
+
+    The server itself answers an update id that it knows, without asking the workflow: a conflict shows only here.
+    """
+    if envelope.fingerprint and envelope.fingerprint != prepared.request.fingerprint():
+        raise ToolFailure(
+            ErrorCode.CALL_ID_CONFLICT,
+            f"call id {prepared.request.call_id!r} was used for another call; nothing was done",
+            hint="Use a new call id for every new call.",
+        )
+    return envelope.model_copy(update={"fingerprint": None})
+
+
+def _refused(refusal: WorkflowUpdateFailedError) -> ToolFailure:
+    """The typed error that a workflow refused a call with; any other failure is an internal one."""
+    cause = refusal.cause
+    if isinstance(cause, ApplicationError):
+        if cause.details:
+            return as_tool_failure(ToolError.model_validate(cause.details[0]))
+        if cause.type in set(ErrorCode):
+            return ToolFailure(ErrorCode(cause.type), cause.message)
+    return ToolFailure(ErrorCode.INTERNAL, f"the workflow failed to answer the call: {cause}")
+
+
+def as_tool_failure(error: ToolError) -> ToolFailure:
+    return ToolFailure(error.code, error.message, **error.model_dump(exclude={"code", "message"}))

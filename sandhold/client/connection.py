@@ -1,0 +1,220 @@
+"""The way in: one connection to a deployment, from which sessions are opened, found and listed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cached_property
+
+from pydantic import JsonValue, ValidationError
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+
+from sandhold.client.errors import (
+    InvalidRequest,
+    OwnerMismatch,
+    SearchAttributesMissing,
+    SessionEnded,
+    SessionNotFound,
+    TemporalRefused,
+)
+from sandhold.client.requests import Deadline, TemporalRequests
+from sandhold.client.rows import SessionRow
+from sandhold.client.session import Session
+from sandhold.contracts.names import SESSION_WORKFLOW, is_id, is_owner, session_workflow_id
+from sandhold.contracts.policy import Policy
+from sandhold.contracts.sessions import SessionOutcome, SessionStart, SessionState
+from sandhold.search_attributes import OWNER, SESSION, STATE
+from sandhold.settings import Settings
+from sandhold.storage import SessionStorage
+from sandhold.temporal import connect
+
+DEFAULT_OWNER = "default"
+# Requests are repeated by `TemporalRequests`, which can be interrupted and knows what an answer means; the SDK's own
+# retries wait up to 7 s when a workflow has ten updates in flight (temporalio 1.35). One try is how it spells none.
+NO_RETRIES = RetryConfig(max_retries=1)
+
+
+class Sandhold:
+    """A connection to one deployment, made with `connect` or from a Temporal client that uses our data converter."""
+
+    def __init__(self, client: Client, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings.load()
+        self._requests = TemporalRequests(client, reconnect_s=self._settings.reconnect_s)
+
+    @classmethod
+    async def connect(cls, settings: Settings | None = None) -> Sandhold:
+        """Connect to the deployment that the environment names, or a running `sandhold dev`.
+
+        Raises TemporalUnreachable when Temporal does not answer, SettingsError when the environment is wrong.
+        """
+        settings = settings or Settings.load()
+        return cls(await connect(settings, retries=NO_RETRIES), settings)
+
+    @property
+    def client(self) -> Client:
+        """The Temporal client underneath."""
+        return self._requests.client
+
+    @cached_property
+    def _storage(self) -> SessionStorage:
+        return SessionStorage.open(self._settings.storage_location)
+
+    async def open_session(
+        self,
+        session_id: str | None = None,
+        owner: str = DEFAULT_OWNER,
+        policy: Policy | Mapping[str, JsonValue] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Session:
+        """Start a session, or attach to the open one of this id, whose policy then stays as it is.
+
+        Needs no worker. Raises InvalidRequest, OwnerMismatch when the open session is someone else's, and
+        SessionEnded when the id was used before.
+        """
+        session_id = new_session_id() if session_id is None else _valid_session_id(session_id)
+        if not is_owner(owner):
+            raise InvalidRequest(f"{owner[:140]!r} cannot be an owner: letters, digits and _ . : @ -, at most 128")
+        start = SessionStart(session_id=session_id, owner=owner, policy=_valid_policy(policy))
+        deadline = Deadline.after(timeout)
+        try:
+            await self._start(start, deadline)
+        except WorkflowAlreadyStartedError:
+            existing = await self._find(session_id, deadline)
+            if existing.state == "ended":
+                raise SessionEnded(session_id) from None
+            if existing.owner != owner:
+                raise OwnerMismatch(session_id, owner) from None
+        except RPCError as error:
+            if "search attribute" in error.message.lower():
+                raise SearchAttributesMissing(
+                    f"Temporal's namespace {self.client.namespace!r} lacks Sandhold's search attributes; "
+                    "run `sandhold setup` (a worker registers them as well)"
+                ) from error
+            raise TemporalRefused(f"Temporal refused to start the session: {error.message}") from error
+        return self.session(session_id)
+
+    def session(self, session_id: str) -> Session:
+        """The session of this id, whether it exists or not: asking it for something tells. Raises InvalidRequest."""
+        return Session(_valid_session_id(session_id), self._requests, lambda: self._storage)
+
+    async def list_sessions(
+        self,
+        *,
+        owner: str | None = None,
+        state: SessionState | None = None,
+        limit: int = 1000,
+        timeout: float | None = None,
+    ) -> list[SessionRow]:
+        """Sessions, newest first, at most `limit`; ended ones as long as Temporal retains them.
+
+        The list may lag behind by what the server's visibility store needs. Needs no worker.
+        """
+        clauses = [f"WorkflowType = '{SESSION_WORKFLOW}'", "ExecutionStatus != 'ContinuedAsNew'"]
+        if owner is not None:
+            if not is_owner(owner):
+                return []
+            clauses.append(f"{OWNER.name} = '{owner}'")
+        if state is not None:
+            clauses.append(f"ExecutionStatus {'!=' if state == 'ended' else '='} 'Running'")
+
+        async def attempt(request_timeout: timedelta) -> list[SessionRow]:
+            rows: list[SessionRow] = []
+            async for execution in self.client.list_workflows(" AND ".join(clauses), rpc_timeout=request_timeout):
+                row = _row(execution)
+                if state in (None, row.state):
+                    rows.append(row)
+                if len(rows) >= limit:
+                    break
+            return rows
+
+        try:
+            return await self._requests.send(attempt, deadline=Deadline.after(timeout))
+        except RPCError as error:
+            raise TemporalRefused(f"Temporal refused to list the sessions: {error.message}") from error
+
+    async def _start(self, start: SessionStart, deadline: Deadline) -> None:
+        # A start that is repeated because its answer was lost finds its own session, which is then attached to.
+        async def attempt(request_timeout: timedelta) -> None:
+            await self.client.start_workflow(
+                SESSION_WORKFLOW,
+                start,
+                id=session_workflow_id(start.session_id),
+                task_queue=self._settings.task_queue,
+                result_type=SessionOutcome,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                search_attributes=TypedSearchAttributes(
+                    [
+                        SearchAttributePair(OWNER, start.owner),
+                        SearchAttributePair(SESSION, start.session_id),
+                        SearchAttributePair(STATE, "open"),
+                    ]
+                ),
+                static_summary=f"Agent session of {start.owner}",
+                rpc_timeout=request_timeout,
+            )
+
+        await self._requests.send(attempt, deadline=deadline)
+
+    async def _find(self, session_id: str, deadline: Deadline) -> SessionRow:
+        handle = self.client.get_workflow_handle(session_workflow_id(session_id))
+
+        async def attempt(request_timeout: timedelta) -> SessionRow:
+            return _row(await handle.describe(rpc_timeout=request_timeout))
+
+        try:
+            return await self._requests.send(attempt, deadline=deadline)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                raise SessionNotFound(session_id) from error
+            raise
+
+
+def new_session_id() -> str:
+    return f"session-{uuid.uuid4().hex[:16]}"
+
+
+def _row(execution: WorkflowExecution) -> SessionRow:
+    attributes = execution.typed_search_attributes
+    state: SessionState = "ended"
+    if execution.status is WorkflowExecutionStatus.RUNNING:
+        state = "ending" if attributes.get(STATE) == "ending" else "open"
+    return SessionRow(
+        session_id=execution.id.removeprefix(session_workflow_id("")),
+        workflow_id=execution.id,
+        owner=attributes.get(OWNER) or "",
+        state=state,
+        started_at=execution.start_time,
+        ended_at=execution.close_time,
+    )
+
+
+def _valid_session_id(session_id: str) -> str:
+    if not is_id(session_id):
+        raise InvalidRequest(
+            f"{session_id[:100]!r} cannot be a session id: lower-case letters, digits and hyphens, at most 63"
+        )
+    return session_id
+
+
+def _valid_policy(policy: Policy | Mapping[str, JsonValue] | None) -> Policy:
+    if isinstance(policy, Policy):
+        return policy
+    try:
+        return Policy.model_validate(policy or {})
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        raise InvalidRequest(f"policy: {faults}") from None

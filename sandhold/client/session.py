@@ -1,0 +1,426 @@
+"""One agent session: call its tools, look at it, end it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Literal, TypeVar, overload
+
+from pydantic import JsonValue
+from temporalio.client import (
+    WorkflowFailureError,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError
+from temporalio.exceptions import TimeoutError as WorkflowTimeout
+from temporalio.service import RPCError, RPCStatusCode
+
+from sandhold.client.absence import Absence
+from sandhold.client.calls import CLOSED_WITH_UPDATE, Calls, as_tool_failure, failed, new_call_id
+from sandhold.client.errors import (
+    EndNotConfirmed,
+    SessionEnded,
+    SessionNotFound,
+    TemporalRefused,
+    WaitTimeout,
+)
+from sandhold.client.requests import Deadline, TemporalRequests
+from sandhold.client.rows import DEPLOYMENT_CAPABILITIES, ShownSession
+from sandhold.contracts.base import Message
+from sandhold.contracts.calls import CallEnvelope
+from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.contracts.names import (
+    END_UPDATE,
+    STATUS_QUERY,
+    SUBMIT_SIGNAL,
+    ToolName,
+    sandbox_workflow_id,
+    session_workflow_id,
+)
+from sandhold.contracts.sandboxes import SandboxOutcome, SandboxStatus, ShownSandbox
+from sandhold.contracts.sessions import (
+    EndAnswer,
+    EndedSandbox,
+    EndRequest,
+    SessionOutcome,
+    SessionStatus,
+    listed,
+    shown_sandboxes,
+)
+from sandhold.contracts.tools import (
+    CreateSandboxResult,
+    ExecResult,
+    ListSandboxesResult,
+    ManageSandboxResult,
+    OutputDetail,
+    ReadFileResult,
+    Size,
+    WriteFileResult,
+    parse_arguments,
+)
+from sandhold.storage import SessionStorage
+
+Result = TypeVar("Result", bound=Message)
+
+_STATUS_WITHIN_S = 5.0
+"""A sandbox that has not told its status by then is shown as `unknown`."""
+_END_UPDATE_ID = "end"
+
+
+class Session:
+    """A session by its id. Holds no state of its own: any number of these, anywhere, speak for the same session."""
+
+    def __init__(self, session_id: str, requests: TemporalRequests, storage: Callable[[], SessionStorage]) -> None:
+        self.session_id = session_id
+        self.workflow_id = session_workflow_id(session_id)
+        self._requests = requests
+        self._calls = Calls(session_id, requests, storage)
+        self._absence = Absence(session_id, requests)
+
+    # Calls.
+
+    async def call(
+        self,
+        tool: str,
+        arguments: JsonValue = None,
+        call_id: str | None = None,
+        *,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> CallEnvelope:
+        """Call a tool and return its envelope; what went wrong is in it.
+
+        The same call id (by default a new one) never runs twice: repeating a call returns what became of it.
+        Without `wait`, or when `timeout` seconds pass first, the envelope of a call that still runs has the
+        status `running`. Raises only TemporalUnreachable and what is wrong with the deployment itself.
+        """
+        call_id = new_call_id() if call_id is None else call_id
+        deadline = Deadline.after(timeout)
+        try:
+            prepared = await self._calls.prepare(call_id, tool, arguments)
+            if prepared.request.tool == ToolName.LIST_SANDBOXES:
+                parse_arguments(ToolName.LIST_SANDBOXES, prepared.request.arguments)
+                rows = await self._list(deadline)
+                return CallEnvelope(
+                    call_id=call_id,
+                    session_id=self.session_id,
+                    tool=tool,
+                    status="done",
+                    ok=True,
+                    result=rows.model_dump(mode="json"),
+                )
+            return await self._calls.call(prepared, wait=wait, deadline=deadline)
+        except ToolFailure as failure:
+            sandbox_id = arguments.get("sandbox_id") if isinstance(arguments, dict) else None
+            named = sandbox_id if isinstance(sandbox_id, str) else None
+            return failed(self.session_id, call_id, tool, named, failure.error)
+
+    async def submit(self, tool: str, arguments: JsonValue = None, call_id: str | None = None) -> str:
+        """Hand a call to the session without waiting for anything but the server; `result` tells what became of it.
+
+        Returns the call id. Raises ToolFailure for what can be told at once, SessionNotFound and SessionEnded.
+        """
+        call_id = new_call_id() if call_id is None else call_id
+        prepared = await self._calls.prepare(call_id, tool, arguments)
+        handle = self._requests.client.get_workflow_handle(self.workflow_id)
+
+        async def attempt(timeout: timedelta) -> None:
+            await handle.signal(SUBMIT_SIGNAL, prepared.request, rpc_timeout=timeout)
+
+        try:
+            await self._requests.send(attempt, deadline=Deadline())
+        except RPCError as error:
+            raise await self._refusal(error) from error
+        return call_id
+
+    async def result(
+        self, call_id: str, sandbox_id: str | None = None, *, timeout: float | None = None
+    ) -> CallEnvelope | None:
+        """The envelope of a call made earlier, by whatever way; None when nobody in the session knows its id.
+
+        Costs no history. Without `sandbox_id` the session is asked first, then its sandboxes.
+        """
+        deadline = Deadline.after(timeout)
+        found = None
+        if sandbox_id is None:
+            found = await self._calls.known(call_id, self.workflow_id, deadline)
+            sandbox_ids = [found.sandbox_id] if found and found.sandbox_id else await self._sandbox_ids(deadline)
+        else:
+            sandbox_ids = [sandbox_id]
+        if found is None or found.status == "running":
+            workflow_ids = [sandbox_workflow_id(self.session_id, each) for each in sandbox_ids]
+            answers = await asyncio.gather(*(self._calls.known(call_id, each, deadline) for each in workflow_ids))
+            found = next((answer for answer in answers if answer is not None), found)
+        if found is None:
+            return None
+        try:
+            return await self._calls.resolved(found)
+        except ToolFailure as failure:
+            return failed(self.session_id, call_id, found.tool, found.sandbox_id, failure.error)
+
+    # The tools, typed. Each returns the tool's result or raises ToolFailure.
+
+    async def create_sandbox(
+        self,
+        title: str | None = None,
+        *,
+        sandbox_id: str | None = None,
+        size: Size | None = None,
+        snapshot: str | None = None,
+        env: Mapping[str, str] | None = None,
+        auto_stop_minutes: int | None = None,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> CreateSandboxResult:
+        """Create a sandbox and return once it is started."""
+        arguments = _given(
+            title=title,
+            sandbox_id=sandbox_id,
+            size=size,
+            snapshot=snapshot,
+            env=dict(env) if env is not None else None,
+            auto_stop_minutes=auto_stop_minutes,
+        )
+        return await self._typed(ToolName.CREATE_SANDBOX, arguments, CreateSandboxResult, call_id, timeout)
+
+    async def exec(
+        self,
+        sandbox_id: str,
+        command: str,
+        *,
+        cwd: str | None = None,
+        timeout_ms: int | None = None,
+        output: OutputDetail | None = None,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> ExecResult:
+        """Run a command to its end. `timeout_ms` ends the command; `timeout` (seconds) only this waiting for it."""
+        arguments = _given(sandbox_id=sandbox_id, command=command, cwd=cwd, timeout=timeout_ms, output=output)
+        return await self._typed(ToolName.EXEC, arguments, ExecResult, call_id, timeout)
+
+    async def read_file(
+        self,
+        sandbox_id: str,
+        path: str,
+        *,
+        offset: int | None = None,
+        limit: int | None = None,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> ReadFileResult:
+        arguments = _given(sandbox_id=sandbox_id, path=path, offset=offset, limit=limit)
+        return await self._typed(ToolName.READ_FILE, arguments, ReadFileResult, call_id, timeout)
+
+    async def write_file(
+        self,
+        sandbox_id: str,
+        path: str,
+        content: str,
+        *,
+        encoding: Literal["text", "base64"] | None = None,
+        mode: str | None = None,
+        append: bool | None = None,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> WriteFileResult:
+        arguments = _given(
+            sandbox_id=sandbox_id, path=path, content=content, encoding=encoding, mode=mode, append=append
+        )
+        return await self._typed(ToolName.WRITE_FILE, arguments, WriteFileResult, call_id, timeout)
+
+    async def list_sandboxes(self, *, timeout: float | None = None) -> ListSandboxesResult:
+        return await self._typed(ToolName.LIST_SANDBOXES, {}, ListSandboxesResult, None, timeout)
+
+    async def manage_sandbox(
+        self,
+        sandbox_id: str,
+        action: Literal["start", "stop", "archive", "delete"],
+        *,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> ManageSandboxResult:
+        arguments = _given(sandbox_id=sandbox_id, action=action)
+        return await self._typed(ToolName.MANAGE_SANDBOX, arguments, ManageSandboxResult, call_id, timeout)
+
+    # The session itself.
+
+    async def status(self, *, timeout: float | None = None) -> SessionStatus:
+        """What the session says of itself, also after its end. Raises SessionNotFound."""
+        return await self._status(Deadline.after(timeout))
+
+    async def show(self, *, timeout: float | None = None) -> ShownSession:
+        """The session with the live state of everything it owns. Raises SessionNotFound."""
+        deadline = Deadline.after(timeout)
+        status = await self._status(deadline)
+        return ShownSession(
+            **{name: getattr(status, name) for name in ShownSession.model_fields if hasattr(status, name)}
+            | {"capabilities": list(DEPLOYMENT_CAPABILITIES), "sandboxes": await self._shown(status, deadline)}
+        )
+
+    @overload
+    async def end(
+        self, reason: str = "ended", *, wait: Literal[True] = True, timeout: float | None = None
+    ) -> SessionOutcome: ...
+
+    @overload
+    async def end(self, reason: str = "ended", *, wait: Literal[False], timeout: float | None = None) -> EndAnswer: ...
+
+    async def end(
+        self, reason: str = "ended", *, wait: bool = True, timeout: float | None = None
+    ) -> SessionOutcome | EndAnswer:
+        """End the session, and return its outcome once every sandbox is confirmed absent at the provider.
+
+        Safe to repeat, also after the end. Without `wait` it returns when the end has begun. Raises
+        SessionNotFound, WaitTimeout (the end goes on), and EndNotConfirmed when an operator closed the
+        session and its sandboxes by force.
+        """
+        deadline = Deadline.after(timeout)
+        answer = await self._begin_to_end(reason, deadline)
+        return await self.wait_for_end(timeout=None if timeout is None else deadline.left_s()) if wait else answer
+
+    async def wait_for_end(self, *, timeout: float | None = None) -> SessionOutcome:
+        """The outcome of the session once it has ended, whoever ends it. Raises as `end` does."""
+        deadline = Deadline.after(timeout)
+        try:
+            return await self._workflow_result(self.workflow_id, SessionOutcome, deadline)
+        except WorkflowFailureError as failure:
+            return await self._outcome_without_session(failure, deadline)
+        except RPCError as error:
+            raise await self._refusal(error) from error
+
+    # Inside.
+
+    async def _typed(
+        self,
+        tool: ToolName,
+        arguments: dict[str, JsonValue],
+        result: type[Result],
+        call_id: str | None,
+        timeout: float | None,
+    ) -> Result:
+        envelope = await self.call(tool, arguments, call_id, timeout=timeout)
+        if envelope.error is not None:
+            raise as_tool_failure(envelope.error)
+        if envelope.status == "running":
+            raise ToolFailure(
+                ErrorCode.TIMEOUT,
+                f"call {envelope.call_id} still runs",
+                hint="Call again with the same call id to get its result.",
+                retryable=True,
+                ambiguous=True,
+            )
+        return result.model_validate(envelope.result)
+
+    async def _list(self, deadline: Deadline) -> ListSandboxesResult:
+        """The list tool, answered by queries alone: listing adds nothing to any history."""
+        await self._absence.explain(None, deadline)
+        try:
+            return listed(await self._shown(await self._status(deadline), deadline))
+        except (WaitTimeout, WorkflowQueryFailedError) as error:
+            raise ToolFailure(ErrorCode.TIMEOUT, f"the session did not answer: {error}", retryable=True) from error
+
+    async def _status(self, deadline: Deadline) -> SessionStatus:
+        is_open = await self._absence.session_is_open(deadline)
+        if is_open is None:
+            raise SessionNotFound(self.session_id)
+        status = await self._requests.query(self.workflow_id, STATUS_QUERY, answer=SessionStatus, deadline=deadline)
+        return status if is_open else status.model_copy(update={"state": "ended"})
+
+    async def _shown(self, status: SessionStatus, deadline: Deadline) -> list[ShownSandbox]:
+        open_ids = [book.sandbox_id for book in status.sandboxes if book.ended is None]
+        within = Deadline.after(min(_STATUS_WITHIN_S, deadline.check()))
+        answers = await asyncio.gather(*(self._sandbox_status(each, within) for each in open_ids))
+        return shown_sandboxes(self.session_id, status.sandboxes, dict(zip(open_ids, answers, strict=True)))
+
+    async def _sandbox_status(self, sandbox_id: str, deadline: Deadline) -> SandboxStatus | None:
+        workflow_id = sandbox_workflow_id(self.session_id, sandbox_id)
+        try:
+            return await self._requests.query(workflow_id, STATUS_QUERY, answer=SandboxStatus, deadline=deadline)
+        except (WaitTimeout, WorkflowQueryFailedError):
+            return None
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def _sandbox_ids(self, deadline: Deadline) -> list[str]:
+        try:
+            return [book.sandbox_id for book in (await self._status(deadline)).sandboxes]
+        except SessionNotFound:
+            return []
+
+    async def _begin_to_end(self, reason: str, deadline: Deadline) -> EndAnswer:
+        try:
+            return await self._requests.update(
+                self.workflow_id,
+                END_UPDATE,
+                EndRequest(reason=reason),
+                update_id=_END_UPDATE_ID,
+                answer=EndAnswer,
+                deadline=deadline,
+            )
+        except WorkflowUpdateFailedError as refusal:
+            if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type == CLOSED_WITH_UPDATE):
+                raise TemporalRefused(f"the session did not take the request to end: {refusal.cause}") from refusal
+        except RPCError as error:
+            refused = await self._refusal(error)
+            if not isinstance(refused, SessionEnded):
+                raise refused from error
+        return EndAnswer(session_id=self.session_id, state="ended")
+
+    async def _workflow_result(self, workflow_id: str, result: type[Result], deadline: Deadline) -> Result:
+        handle = self._requests.client.get_workflow_handle(workflow_id, result_type=result)
+
+        async def attempt(timeout: timedelta) -> Result:
+            value: Result = await handle.result(rpc_timeout=timeout)
+            return value
+
+        return await self._requests.send(attempt, deadline=deadline)
+
+    async def _outcome_without_session(self, failure: WorkflowFailureError, deadline: Deadline) -> SessionOutcome:
+        """The session's workflow was closed from outside; the server then told its sandboxes to clean up."""
+        status = await self._status(deadline)
+        ended = [
+            EndedSandbox(sandbox_id=book.sandbox_id, outcome=book.ended)
+            for book in status.sandboxes
+            if book.ended is not None
+        ]
+        unconfirmed = []
+        for sandbox_id in [book.sandbox_id for book in status.sandboxes if book.ended is None]:
+            try:
+                outcome = await self._workflow_result(
+                    sandbox_workflow_id(self.session_id, sandbox_id), SandboxOutcome, deadline
+                )
+            except (WorkflowFailureError, RPCError):
+                unconfirmed.append(sandbox_id)
+            else:
+                ended.append(EndedSandbox(sandbox_id=sandbox_id, outcome=outcome.outcome))
+        if unconfirmed:
+            raise EndNotConfirmed(self.session_id, unconfirmed) from failure
+        return SessionOutcome(session_id=self.session_id, reason=_closed_how(failure), sandboxes=ended)
+
+    async def _refusal(self, error: RPCError) -> Exception:
+        """What an RPC error about the session's workflow means."""
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            return TemporalRefused(f"Temporal refused the request: {error.message}")
+        if await self._absence.session_is_open(Deadline()) is None:
+            return SessionNotFound(self.session_id)
+        return SessionEnded(self.session_id)
+
+
+def _given(**arguments: JsonValue) -> dict[str, JsonValue]:
+    """The arguments that were given: what is left out is for the session's policy to say."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _closed_how(failure: WorkflowFailureError) -> str:
+    cause = failure.cause
+    if isinstance(cause, TerminatedError):
+        return "terminated"
+    if isinstance(cause, CancelledError):
+        return "cancelled"
+    if isinstance(cause, WorkflowTimeout):
+        return "timed out"
+    return "failed"
