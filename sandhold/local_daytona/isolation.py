@@ -8,8 +8,10 @@ user namespace would then map the sandbox's user to root of the machine.
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -45,6 +47,7 @@ _SYSTEM_SETTINGS = (
     "gai.conf",
     "host.conf",
     "inputrc",
+    "java-*",
     "ld.so.cache",
     "ld.so.conf",
     "ld.so.conf.d",
@@ -131,10 +134,10 @@ class MemorySizes:
 class Isolation:
     """How sandboxes are walled in on this machine. `probe` has shown that it works."""
 
-    def __init__(self, bubblewrap: str, interpreter: Interpreter) -> None:
+    def __init__(self, bubblewrap: str, interpreter: Interpreter, toolbox: Path) -> None:
         self._bubblewrap = bubblewrap
         self._interpreter = interpreter
-        self._system = list(_system_arguments(interpreter))
+        self._system = [*_system_arguments(interpreter), "--ro-bind", str(toolbox), TOOLBOX_MOUNT]
         self._own_python = not _system_python_is_new_enough()
         if self._own_python:
             for name in ("python3", "python"):
@@ -147,10 +150,10 @@ class Isolation:
         return ":".join([first, _PYTHON_LINKS, _SYSTEM_PATH] if self._own_python else [first, _SYSTEM_PATH])
 
     @classmethod
-    def probe(cls, scratch: Path) -> Isolation:
+    def probe(cls, folder: Path) -> Isolation:
         """The isolation of this machine, after the real profile has run once with `true`.
 
-        `scratch` is an existing folder that stands in for a home. Raises IsolationUnavailable.
+        `folder` is this server's own; the compiled toolbox is left there. Raises IsolationUnavailable.
         """
         if sys.platform != "linux":
             raise IsolationUnavailable(
@@ -159,14 +162,16 @@ class Isolation:
             )
         if os.geteuid() == 0:
             raise IsolationUnavailable("sandboxes are never started as root; give_up_root comes first")
-        isolation = cls(_find_bubblewrap(), Interpreter.of_this_process())
-        isolation._run_once(scratch)
+        home = folder / "probe"
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        isolation = cls(_find_bubblewrap(), Interpreter.of_this_process(), _compile_toolbox(folder / "toolbox"))
+        isolation._run_once(home)
         return isolation
 
-    def _run_once(self, scratch: Path) -> None:
+    def _run_once(self, home: Path) -> None:
         files = open_settings()
         try:
-            arguments = self.arguments(scratch, MemorySizes(1 << 20, 1 << 20), files)
+            arguments = self.arguments(home, MemorySizes(1 << 20, 1 << 20), files)
             command = [self._bubblewrap, *arguments, "--", "/usr/bin/env", "true"]
             done = subprocess.run(
                 command,
@@ -246,16 +251,28 @@ def _system_arguments(interpreter: Interpreter) -> Iterator[str]:
             yield from ("--symlink", os.readlink(folder), folder)
         elif os.path.isdir(folder):
             yield from ("--ro-bind", folder, folder)
-    for name in _SYSTEM_SETTINGS:
-        path = f"/etc/{name}"
+    for path in sorted(path for name in _SYSTEM_SETTINGS for path in glob.glob(f"/etc/{name}")):
         if os.path.islink(path) and not os.path.realpath(path).startswith("/etc/"):
             yield from ("--symlink", os.readlink(path), path)
         elif os.access(path, os.R_OK):
             yield from ("--ro-bind", path, path)
     if not _below(interpreter.prefix, "/usr"):
         yield from ("--ro-bind", interpreter.prefix, interpreter.prefix)
-    toolbox = os.path.join(os.path.dirname(os.path.realpath(__file__)), "toolbox")
-    yield from ("--ro-bind", toolbox, TOOLBOX_MOUNT)
+
+
+def _compile_toolbox(folder: Path) -> Path:
+    """Put the toolbox, compiled, into `folder`.
+
+    Sandboxes could not cache the compilation, which is most of the time that a start takes; and a server that
+    runs from a checkout keeps its toolbox while the sources change.
+    """
+    folder.mkdir(mode=0o755, exist_ok=True)
+    for source in (Path(__file__).parent / "toolbox").glob("*.py"):
+        target = folder / f"{source.stem}.pyc"
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        py_compile.compile(str(source), str(target), dfile=source.name, doraise=True, invalidation_mode=mode)
+        target.chmod(0o644)
+    return folder
 
 
 def _below(path: str, folder: str) -> bool:

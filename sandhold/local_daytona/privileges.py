@@ -7,8 +7,6 @@ process alone, by an empty file system that holds the needed parts at their own 
 mounts end with the process; the machine's own are never touched.
 """
 
-# ruff: noqa: PTH - this is about system calls on paths, descriptors and links
-
 from __future__ import annotations
 
 import ctypes
@@ -47,11 +45,18 @@ def give_up_root(data_dir: Path, keep: Iterable[Path] = ()) -> None:
     if threading.active_count() != 1:
         raise RuntimeError("root must be given up before threads are started: only one thread would lose it")
     data_dir = Path(os.path.abspath(data_dir))
+    # Folders that are made on the way must be open to the new user whatever the caller's mask was.
+    os.umask(0o022)
     _hand_over(data_dir)
     needed = [Path(os.path.abspath(path)) for path in (data_dir, *_interpreter_paths(), *keep)]
     _make_reachable(needed)
     os.chdir(data_dir)
     _drop()
+    unreadable = [str(path) for path in needed if not os.access(path, os.R_OK)]
+    if unreadable:
+        raise IsolationUnavailable(
+            f"root was given up, but other users may not read {', '.join(unreadable)}: `chmod -R o+rX` helps"
+        )
     os.environ.update(HOME=str(data_dir), USER=str(SERVER_ID), LOGNAME=str(SERVER_ID))
 
 
@@ -85,16 +90,16 @@ class _Place:
 
 
 def _make_reachable(needed: list[Path]) -> None:
-    places = [_follow(str(path)) for path in needed]
-    if not any(_first_closed(place.real) for place in places):
-        if not any(_first_closed(link) for place in places for link, _ in place.links):
-            return
+    places = [_follow(path) for name in needed for path in _parts_of(str(name))]
+    on_the_way = [path for place in places for path in (place.real, *(link for link, _ in place.links))]
+    closed = next((folder for path in on_the_way if (folder := _first_closed(path)) is not None), None)
+    if closed is None:
+        return
     libc = _Libc()
     try:
         libc.unshare(_CLONE_NEWNS)
         libc.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     except OSError as error:
-        closed = next(filter(None, (_first_closed(place.real) for place in places)), "a needed folder")
         raise IsolationUnavailable(
             f"the local Daytona was started as root and must give root up, but {closed} is closed to other users and"
             " this container may not mount: start it as an ordinary user, or from a folder that all users may enter"
@@ -112,25 +117,34 @@ def _cover_closed_folders(libc: _Libc, places: list[_Place], held: dict[str, int
     links = {link: target for place in places for link, target in place.links}
     covered: list[str] = []
     # Shallow paths first: covering a folder again shows everything needed below it, also what lies deeper.
-    for path in sorted([*held, *links], key=lambda path: path.count("/")):
+    wanted = sorted([*held, *links], key=lambda path: path.count("/"))
+    for path in wanted:
         while (closed := _first_closed(path)) is not None:
             if closed in covered:
                 raise IsolationUnavailable(f"{closed} stays closed to other users although it was covered")
             libc.mount("tmpfs", closed, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=1m")
             covered.append(closed)
-            for link, target in links.items():
-                if _below(link, closed):
-                    os.makedirs(os.path.dirname(link), mode=0o755, exist_ok=True)
-                    os.symlink(target, link)
-            for real in sorted(held, key=lambda real: real.count("/")):
-                if _below(real, closed) and not os.path.lexists(real):
-                    _bind(libc, held[real], real)
+            for hidden in wanted:
+                # What lies within an earlier, shallower part has come back with it.
+                if _below(hidden, closed) and not os.path.lexists(hidden):
+                    os.makedirs(os.path.dirname(hidden), mode=0o755, exist_ok=True)
+                    if hidden in links:
+                        os.symlink(links[hidden], hidden)
+                    else:
+                        _bind(libc, held[hidden], hidden)
     for closed in covered:
         libc.mount(None, closed, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
 
 
+def _parts_of(path: str) -> list[str]:
+    """The path, and where it is a folder that the new user may not enter, its entries: they will be shown instead."""
+    found = os.stat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid == SERVER_ID or found.st_mode & stat.S_IXOTH:
+        return [path]
+    return [path, *(os.path.join(path, name) for name in os.listdir(path))]
+
+
 def _bind(libc: _Libc, descriptor: int, path: str) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.mkdir(path, mode=0o755)
     else:
@@ -214,4 +228,4 @@ class _Libc:
     def _check(function: Callable[..., int], *arguments: object) -> None:
         if function(*arguments) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"{function.__name__}: {os.strerror(number)}")  # type: ignore[attr-defined]
+            raise OSError(number, f"{function.__name__}: {os.strerror(number)}")

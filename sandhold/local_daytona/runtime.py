@@ -125,9 +125,7 @@ class BubblewrapRuntime:
         `allow_egress_to` names `host:port` targets that sandboxes may reach although they are loopback or
         private. Raises IsolationUnavailable with what to do about it.
         """
-        scratch = data_dir / "probe"
-        await asyncio.to_thread(scratch.mkdir, mode=0o700, parents=True, exist_ok=True)
-        return cls(await asyncio.to_thread(Isolation.probe, scratch), allow_egress_to)
+        return cls(await asyncio.to_thread(Isolation.probe, data_dir / "isolation"), allow_egress_to)
 
     async def start(self, spec: SandboxSpec) -> RunningSandbox:
         """Start a sandbox whose toolbox answers when this returns. Raises SandboxStartFailed."""

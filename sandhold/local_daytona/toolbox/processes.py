@@ -12,35 +12,34 @@ import os
 import resource
 import signal
 import threading
-from dataclasses import dataclass, field
 
 #: Exit code of a command that a signal ended: the shell's convention, 128 + signal.
 _SIGNALLED = 128
 _CATCHABLE = [s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
-@dataclass
 class Child:
     """A command that was started; `exited` is set once its exit code is known."""
 
-    pid: int
-    exited: threading.Event = field(default_factory=threading.Event)
-    exit_code: int = -1
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.exited = threading.Event()
+        self.exit_code = -1
 
 
-@dataclass(frozen=True)
 class ChildLimits:
     """What the kernel enforces on every process of the sandbox; 0 means no limit."""
 
-    processes: int = 0
-    file_bytes: int = 0
+    def __init__(self, processes: int, file_bytes: int) -> None:
+        self._processes = processes
+        self._file_bytes = file_bytes
 
     def apply(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if self.processes:
-            resource.setrlimit(resource.RLIMIT_NPROC, (self.processes, self.processes))
-        if self.file_bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
+        if self._processes:
+            resource.setrlimit(resource.RLIMIT_NPROC, (self._processes, self._processes))
+        if self._file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self._file_bytes, self._file_bytes))
 
 
 class Processes:
@@ -101,7 +100,7 @@ class Processes:
                 with contextlib.suppress(OSError, ValueError):
                     signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.execve(argv[0], argv, env)
+            os.execve(argv[0], argv, env)  # noqa: S606 - a shell would be one process more
         except OSError as error:
             os.write(tell, stage + str(error.errno or errno.EIO).encode())
         finally:
