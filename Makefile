@@ -34,6 +34,9 @@ dev: setup ## Keep Temporal, the local Daytona and a worker up until Ctrl-C
 test: setup ## Pass all tests
 	$(BIN)/python -m pytest $(TESTS)
 
+histories: setup ## Record the main scenarios for the replay tests, once per release: make histories NAME=v2
+	$(BIN)/python -m tests.replay.record $(NAME)
+
 check: setup ## Lint, type-check strictly, check import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -1,0 +1,67 @@
+"""Records the histories of the main scenarios: `make histories NAME=<release>`.
+
+They are added beside those that are there, and stay for ever: what has run anywhere must replay. Payloads are
+plain JSON; what could tell of the machine (identities) is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from temporalio.client import Client
+
+from tests.local_daytona_server import running_local_daytona
+from tests.replay.fingerprints import write_fingerprints
+from tests.replay.scenarios import SCENARIOS
+from tests.stack import histories, running_stack, running_temporal
+
+FOLDER = Path(__file__).parent / "histories"
+_IDENTITY = re.compile(r'"identity": "[^"]*"')
+_STICKY = re.compile(r'("name": ")[^"]*:[0-9a-f]{32}"')
+
+
+async def record(release: str) -> None:
+    """Run every scenario once and write the history of each of its runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            running_temporal() as temporal,
+            running_local_daytona(Path(folder) / "daytona") as daytona,
+            running_stack(temporal.client, daytona, Path(folder) / "data", task_queue="sandhold") as stack,
+        ):
+            for name, scenario in SCENARIOS.items():
+                session = await scenario(stack)
+                await daytona.faults.clear()
+                await _write(temporal.client, release, name, session.session_id)
+
+
+async def _write(client: Client, release: str, scenario: str, session_id: str) -> None:
+    number = 0
+    async for history in histories(client, f"SandholdSession = '{session_id}'"):
+        number += 1
+        text = json.dumps(json.loads(history.to_json()), indent=1, sort_keys=True)
+        text = _IDENTITY.sub('"identity": "recorded"', text)
+        text = _STICKY.sub(r'\1recorded"', text)
+        kind = history.workflow_id.partition("/")[0]
+        path = FOLDER / f"{release}-{scenario.replace('_', '-')}-{number:02}-{kind}.json"
+        document = {"workflow_id": history.workflow_id, "history": json.loads(text)}
+        path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+        print(path.name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("release", help="prefix of the files' names, for example v1")
+    release = parser.parse_args().release
+    if list(FOLDER.glob(f"{release}-*.json")):
+        parser.error(f"histories of {release} are recorded already; they stay as they are: choose another name")
+    asyncio.run(record(release))
+    write_fingerprints()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The main scenarios, run on the real stack to be recorded and replayed for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sandhold.client import Session
+from sandhold.contracts.names import sandbox_workflow_id, session_workflow_id
+from tests.stack import Stack
+from tests.workflows.calls import call_ok, creates, error_of_call, exec_ok
+from tests.workflows.waiting import eventually
+
+Scenario = Callable[[Stack], Awaitable[Session]]
+
+
+async def working_day(stack: Stack) -> Session:
+    """Files, commands, an idle stop, the start that the next call makes, archive, delete, a second generation."""
+    session = await stack.open(idle_stop_s=1.0, archive_after_s=1.0)
+    box = await creates(session, title="build")
+    await call_ok(session, "daytona_write_file", {"sandbox_id": box, "path": "a", "content": "one\n"})
+    await call_ok(session, "daytona_read_file", {"sandbox_id": box, "path": "a"})
+    await exec_ok(session, box, "cat a")
+    await eventually(lambda: stack.status(session, box), lambda seen: seen.state == "archived", "stop and archive")
+    await exec_ok(session, box, "cat a")
+    await call_ok(session, "daytona_list_sandboxes", {})
+    await error_of_call(session, "daytona_exec", {"sandbox_id": box, "command": ""})
+    await call_ok(session, "daytona_manage_sandbox", {"sandbox_id": box, "action": "delete"})
+
+    async def created_again() -> bool:
+        return bool((await session.call("daytona_create_sandbox", {"sandbox_id": box})).ok)
+
+    await eventually(created_again, bool, "a second generation")
+    await session.end()
+    return session
+
+
+async def long_command(stack: Stack) -> Session:
+    """Two commands that outlast their first request, followed to the end; one more cancelled by the end."""
+    session = await stack.open(end_grace_s=0.2)
+    box = await creates(session)
+    await asyncio.gather(*(exec_ok(session, box, f"sleep {seconds}; echo done") for seconds in (9, 10)))
+    running = asyncio.create_task(session.call("daytona_exec", {"sandbox_id": box, "command": "sleep 60"}))
+    await asyncio.sleep(9.5)
+    await session.end()
+    await running
+    return session
+
+
+async def many_calls(stack: Stack) -> Session:
+    """Enough calls for a continue-as-new."""
+    session = await stack.open()
+    box = await creates(session)
+    for _ in range(20):
+        await asyncio.gather(*(exec_ok(session, box, "true") for _ in range(6)))
+    assert (await stack.status(session, box)).runs >= 2
+    await session.end()
+    return session
+
+
+async def faulty_provider(stack: Stack) -> Session:
+    """A lost create answer, a create that fails, a sandbox that is lost, a command without an answer."""
+    session = await stack.open()
+    await stack.faults.add(method="POST", route="/api/sandbox", effect="answer_lost", times=1)
+    box = await creates(session, sandbox_id="box")
+    await stack.faults.add(method="POST", route="/toolbox/{id}/process/execute", effect="answer_lost", times=1)
+    await exec_ok(session, box, "true")
+    await stack.faults.add(method="POST", route="/api/sandbox", effect="start_error", times=1)
+    await error_of_call(session, "daytona_create_sandbox", {"sandbox_id": "broken"})
+    [held] = [held for held in await stack.provider_sandboxes(session) if str(held.state.value) == "started"]
+    await held.delete()
+    await error_of_call(session, "daytona_exec", {"sandbox_id": "box", "command": "true"})
+    await session.end()
+    return session
+
+
+async def cancelled(stack: Stack) -> Session:
+    """A session that an operator cancelled, with a sandbox whose workflow was terminated before."""
+    session = await stack.open()
+    for box in ("one", "two"):
+        await creates(session, sandbox_id=box)
+    await stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, "one")).terminate("by hand")
+    handle = stack.temporal.get_workflow_handle(session_workflow_id(session.session_id))
+    await asyncio.sleep(0.5)
+    await handle.cancel()
+    await handle.result()
+    return session
+
+
+async def submitted(stack: Stack) -> Session:
+    """A runtime that only signals."""
+    session = await stack.open()
+
+    async def submit(call_id: str, tool: str, arguments: dict[str, Any]) -> None:
+        await session.submit(tool, arguments, call_id=call_id)
+
+        async def answered() -> bool:
+            envelope = await session.result(call_id)
+            return envelope is not None and envelope.status == "done"
+
+        await eventually(answered, bool, f"the answer to {call_id}")
+
+    await submit("one", "daytona_create_sandbox", {"sandbox_id": "box"})
+    await submit("two", "daytona_exec", {"sandbox_id": "box", "command": "true"})
+    await submit("three", "daytona_exec", {"sandbox_id": "nobody", "command": "true"})
+    await session.end()
+    return session
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (working_day, long_command, many_calls, faulty_provider, cancelled, submitted)
+}

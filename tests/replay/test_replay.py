@@ -1,0 +1,47 @@
+"""What has run must replay: recorded histories against the workflow code as it is now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+
+from tests.replay.fingerprints import FILE, fingerprints
+from tests.replay.scenarios import SCENARIOS
+from tests.stack import replayer
+
+RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+async def test_recorded_histories_replay(path: Path) -> None:
+    document = json.loads(path.read_text())
+    await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
+
+
+def test_every_main_scenario_is_recorded() -> None:
+    for scenario in SCENARIOS:
+        assert any(f"-{scenario.replace('_', '-')}-" in path.name for path in RECORDED), scenario
+
+
+async def test_a_changed_order_of_commands_would_be_noticed() -> None:
+    """The replay can fail: a history whose first activity is another's does not replay."""
+    path = next(path for path in RECORDED if path.name.endswith("-sandbox.json"))
+    text = (
+        path.read_text()
+        .replace('"create_sandbox"', '"delete_sandbox"')
+        .replace('"' + "Y3JlYXRlX3NhbmRib3g=" + '"', '"' + "ZGVsZXRlX3NhbmRib3g=" + '"')
+    )
+    document = json.loads(text)
+    with pytest.raises(Exception, match="(?i)nondeterminism"):
+        await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
+
+
+def test_the_workflow_code_is_the_one_that_was_reviewed_with_its_histories() -> None:
+    assert fingerprints() == json.loads(FILE.read_text()), (
+        "Workflow code has changed. What has run anywhere must replay: guard the change with workflow.patched (or "
+        "see that it changes no command), record new histories (`make histories NAME=...`) if it adds a path, and "
+        "then note the new code with `.venv/bin/python -m tests.replay.fingerprints`."
+    )

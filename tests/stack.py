@@ -1,0 +1,161 @@
+"""The real stack for tests: Temporal's development server, a local Daytona, workers in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daytona import AsyncDaytona
+from pydantic import SecretStr
+from temporalio.client import Client, WorkflowHistory
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Replayer
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.provider import ProviderAccess, ProviderPool
+from sandhold.cli.stack.temporal_server import dev_server_tuning, temporal_program
+from sandhold.client import Sandhold, Session
+from sandhold.contracts.names import (
+    DEPLOYMENT_LABEL,
+    SANDBOX_WORKFLOW,
+    SESSION_LABEL,
+    SESSION_WORKFLOW,
+    STATUS_QUERY,
+    sandbox_workflow_id,
+)
+from sandhold.contracts.sandboxes import SandboxStatus
+from sandhold.contracts.tools import CreateSandboxResult
+from sandhold.settings import Settings
+from sandhold.temporal import DATA_CONVERTER, deployment_id
+from tests.local_daytona_faults import FaultPlan
+from tests.local_daytona_server import LocalDaytona
+from worker import PASSED_THROUGH, activities_of, build_workers
+from workflows.sandbox import Sandbox
+from workflows.session import AgentSession
+
+ABSENCE_CONFIRM_S = 0.2
+CREATE_SETTLE_S = 0.5
+_numbers = itertools.count(1)
+
+
+@contextlib.asynccontextmanager
+async def running_temporal() -> AsyncIterator[WorkflowEnvironment]:
+    """A tuned development server that forgets everything at the end."""
+    environment = await WorkflowEnvironment.start_local(
+        data_converter=DATA_CONVERTER,
+        dev_server_existing_path=str(temporal_program()),
+        dev_server_log_level="error",
+        dev_server_extra_args=list(dev_server_tuning()),
+    )
+    try:
+        yield environment
+    finally:
+        await environment.shutdown()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Everything a test of the workflows needs."""
+
+    temporal: Client
+    daytona: LocalDaytona
+    provider: AsyncDaytona
+    """The official client, to look at the provider behind our back."""
+    settings: Settings
+    sandhold: Sandhold
+    deployment: str
+
+    @property
+    def faults(self) -> FaultPlan:
+        return self.daytona.faults
+
+    async def open(self, **policy: Any) -> Session:
+        """A new session; short grace and lifecycle bounds unless the policy says otherwise."""
+        chosen = {"end_grace_s": 0.5, "lifecycle_timeout_s": 20.0, "create_timeout_s": 30.0, **policy}
+        return await self.sandhold.open_session(f"test-{os.getpid()}-{next(_numbers)}", owner="tests", policy=chosen)
+
+    async def provider_sandboxes(self, session: Session) -> list[Any]:
+        """What the provider holds for this session, whatever its state."""
+        labels = {DEPLOYMENT_LABEL: self.deployment, SESSION_LABEL: session.session_id}
+        return [sandbox async for sandbox in self.provider.list(query_of(labels))]
+
+    async def status(self, session: Session, sandbox_id: str) -> SandboxStatus:
+        """The sandbox workflow's own word."""
+        handle = self.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, sandbox_id))
+        return await handle.query(STATUS_QUERY, result_type=SandboxStatus)
+
+
+def environment_of(stack: Stack, data_dir: Path) -> Mapping[str, str]:
+    """The environment for a worker or a command line in a process of its own."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("SANDHOLD_", "DAYTONA_"))},
+        "SANDHOLD_DATA_DIR": str(data_dir),
+        "SANDHOLD_TEMPORAL_ADDRESS": stack.temporal.service_client.config.target_host,
+        "SANDHOLD_TASK_QUEUE": stack.settings.task_queue,
+        "SANDHOLD_STORAGE_URL": stack.settings.storage_location,
+        "SANDHOLD_DAYTONA_API_URL": stack.daytona.url,
+        "SANDHOLD_DAYTONA_API_KEY": stack.daytona.api_key,
+        "SANDHOLD_ABSENCE_CONFIRM_S": str(ABSENCE_CONFIRM_S),
+        "SANDHOLD_CREATE_SETTLE_S": str(CREATE_SETTLE_S),
+    }
+
+
+def query_of(labels: dict[str, str]) -> Any:
+    from daytona import ListSandboxesQuery
+
+    return ListSandboxesQuery(labels=labels)
+
+
+@contextlib.asynccontextmanager
+async def running_stack(
+    temporal: Client, daytona: LocalDaytona, data_dir: Path, *, task_queue: str, workers: bool = True
+) -> AsyncIterator[Stack]:
+    """A stack with workers in this process, or without any."""
+    settings = Settings(
+        data_dir=data_dir,
+        temporal_address=temporal.service_client.config.target_host,
+        task_queue=task_queue,
+        daytona_api_url=daytona.url,
+        daytona_api_key=SecretStr(daytona.api_key),
+        absence_confirm_s=ABSENCE_CONFIRM_S,
+        create_settle_s=CREATE_SETTLE_S,
+    )
+    deployment = await deployment_id(temporal)
+    async with contextlib.AsyncExitStack() as resources:
+        provider = daytona.client()
+        resources.push_async_callback(provider.close)
+        sandhold = Sandhold(temporal, settings)
+        if workers:
+            pool = ProviderPool(settings)
+            resources.push_async_callback(pool.close)
+            access = ProviderAccess(pool, settings, deployment)
+            for worker in build_workers(temporal, task_queue, activities=activities_of(temporal, settings, access)):
+                await resources.enter_async_context(worker)
+        yield Stack(temporal, daytona, provider, settings, sandhold, deployment)
+
+
+def replayer() -> Replayer:
+    """Replays with the worker's own runner, so that what it forbids is found here as well."""
+    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
+    return Replayer(
+        workflows=[AgentSession, Sandbox],
+        data_converter=DATA_CONVERTER,
+        workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
+    )
+
+
+async def histories(temporal: Client, query: str = "") -> AsyncIterator[WorkflowHistory]:
+    """The history of every run of our workflows that the server has."""
+    ours = f"WorkflowType IN ('{SESSION_WORKFLOW}', '{SANDBOX_WORKFLOW}')"
+    async for history in temporal.list_workflows(f"{ours} AND {query}" if query else ours).map_histories():
+        yield history
+
+
+async def started(session: Session, **arguments: Any) -> CreateSandboxResult:
+    """A started sandbox of the session."""
+    return await session.create_sandbox(**arguments)
