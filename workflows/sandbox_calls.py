@@ -38,8 +38,8 @@ with workflow.unsafe.imports_passed_through():
         StopCommandsStep,
     )
     from sandhold.contracts.tools import (
-        ExecResult,
         Action,
+        ExecResult,
         ManageSandboxArguments,
         ManageSandboxResult,
         parse_arguments,
