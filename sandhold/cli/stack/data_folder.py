@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import JsonValue
 from sandhold.cli.stack.errors import AlreadyRunning, StackFailed
 from sandhold.settings import STACK_FILE
 
+_LOCK = "stack.lock"
 _CLEAN_UP_S = 5.0
 
 
@@ -32,7 +34,7 @@ class DataFolder:
         """Make and lock the folder. Raises AlreadyRunning with the process id of the stack that has it."""
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / "stack.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StackFailed(f"the data folder {self.path} cannot be used: {error}") from error
         try:
@@ -58,6 +60,17 @@ class DataFolder:
         if self._lock is None:
             raise ValueError("the data folder is not open")
         return self._lock
+
+    def clear(self) -> None:
+        """Remove everything in the folder but its lock."""
+        for entry in self.path.iterdir():
+            if entry.name == _LOCK:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        self.logs.mkdir()
 
     def write_stack(self, stack: Mapping[str, JsonValue]) -> None:
         """Replace `stack.json` as a whole; no reader ever sees half of it."""

@@ -25,6 +25,8 @@ class StackOptions:
     daytona_port: int | None = None
     usual_ports: bool = True
     """False takes free ports even where the usual ones are free, to leave those to others."""
+    fresh: bool = False
+    """True begins with an empty data folder, whatever was in it."""
 
 
 def parts_named(text: str) -> frozenset[str]:

@@ -78,8 +78,11 @@ def local_daytona_key(data_dir: Path) -> SecretStr:
     return SecretStr((data_dir / "daytona" / "api-key").read_text().strip())
 
 
-def worker_plan(number: int, settings: Settings, *, local_provider: bool) -> PartPlan:
-    """A worker, told where everything is by its environment. `settings` holds addresses and the provider's key."""
+def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_ports: bool) -> PartPlan:
+    """A worker, told where everything is by its environment. `settings` holds addresses and the provider's key.
+
+    Without `named_ports` it takes free ports for its health endpoint, and serves no metrics.
+    """
     program = REPOSITORY / "worker.py"
     if not program.exists():
         raise StackFailed(f"{program} is missing: the worker runs from a checkout of the repository, or from the image")
@@ -91,8 +94,10 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool) -> Par
     env["SANDHOLD_DAYTONA_API_URL"] = settings.daytona_api_url or ""
     if local_provider:
         env = {**LOCAL_PROVIDER_TIMES, **env, **without_proxy_on_loopback(env)}
-    if number > 1:
-        # One port cannot serve two workers.
+    env["SANDHOLD_STORAGE_URL"] = settings.storage_url or ""
+    # A versioned worker with no current version runs nothing, and on one machine there is one version.
+    env["SANDHOLD_BUILD_ID"] = ""
+    if not named_ports:
         env["SANDHOLD_HEALTH_ADDRESS"] = "127.0.0.1:0"
         env["SANDHOLD_METRICS_ADDRESS"] = ""
     return PartPlan(

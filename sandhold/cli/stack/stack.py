@@ -58,11 +58,13 @@ class Stack:
         """Start everything. Raises StackFailed; nothing runs then."""
         self._held.enter_context(self.folder)
         try:
+            if self._options.fresh:
+                self.folder.clear()
             self._guard = Guard.start(self.folder.stack_file, self.folder.lock)
             await _together(self._start_temporal(), self._start_daytona())
             if "worker" not in self._options.without:
                 numbers = range(1, self._options.workers + 1)
-                plans = [worker_plan(n, self.settings, local_provider=self.local_provider) for n in numbers]
+                plans = [self._worker_plan(number) for number in numbers]
                 await _together(*(self._start(plan) for plan in plans))
             self._write()
         except BaseException:
@@ -125,6 +127,11 @@ class Stack:
         self.settings = self.settings.model_copy(
             update={"daytona_api_url": part.url, "daytona_api_key": local_daytona_key(self.folder.path)}
         )
+
+    def _worker_plan(self, number: int) -> PartPlan:
+        # The addresses that the environment names for a worker's own ports are for one worker of one stack.
+        named_ports = number == 1 and self._options.usual_ports
+        return worker_plan(number, self.settings, local_provider=self.local_provider, named_ports=named_ports)
 
     async def _start(self, plan: PartPlan) -> Part:
         assert self._guard is not None
