@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from obstore.exceptions import BaseError as ObjectStoreError
 from pydantic import JsonValue
+from pydantic_core import to_json
 from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.client.absence import Absence
 from sandhold.client.errors import WaitTimeout
-from sandhold.client.requests import Backoff, Deadline, TemporalRequests
+from sandhold.client.requests import Backoff, Deadline, NoSlot, TemporalRequests
 from sandhold.contracts.calls import (
     INLINE_LIMIT_BYTES,
     MESSAGE_LIMIT_BYTES,
@@ -35,6 +36,7 @@ from sandhold.contracts.names import (
     CALL_UPDATE,
     RESULT_QUERY,
     SESSION_TOOLS,
+    SUBMIT_SIGNAL,
     ToolName,
     call_folder,
     is_call_id,
@@ -47,7 +49,11 @@ from sandhold.storage import SessionStorage, StorageError
 
 _BY_REFERENCE = frozenset({ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE})
 """Tools whose arguments are read by an activity; the arguments of the others are read by a workflow."""
-_LOOK_S = 2.0
+_SLOT_WITHIN_S = 0.25
+"""How long a call waits for others to be answered; then it goes by a signal, so that it is not behind long ones."""
+_TAKEN_WITHIN_S = 10.0
+"""How long a sandbox may take to show a call that was handed to it."""
+_LOOK_S = 1.0
 """How long a call whose timeout has passed is looked for before it is given up."""
 CLOSED_WITH_UPDATE = "AcceptedUpdateCompletedWorkflow"
 """The server's failure type when a workflow closed before it had answered an update (server 1.32)."""
@@ -87,15 +93,11 @@ class Calls:
             )
         name = tool_named(tool)
         arguments = {} if arguments is None else arguments
-        size = _size(arguments)
-        sandbox_id = arguments.get("sandbox_id") if isinstance(arguments, dict) else None
-        named = isinstance(sandbox_id, str) and is_id(sandbox_id)
-        if not isinstance(sandbox_id, str) or not named:
-            sandbox_id = None
+        sandbox_id = _named_sandbox(arguments)
+        request, size = _message(call_id, name, arguments, sandbox_id)
         to_session = name in SESSION_TOOLS
         if size > INLINE_LIMIT_BYTES or (sandbox_id is None and not to_session):
             parse_arguments(name, arguments)
-        request = CallRequest(call_id=call_id, tool=name.value, arguments=arguments, sandbox_id=sandbox_id)
         if size > INLINE_LIMIT_BYTES and name in _BY_REFERENCE:
             request = await self._by_reference(request)
         elif size > MESSAGE_LIMIT_BYTES:
@@ -112,8 +114,7 @@ class Calls:
         Raises ToolFailure when the call could not be delivered, TemporalUnreachable when Temporal is away for long.
         """
         try:
-            begun = None if wait else await self._begin(prepared, deadline)
-            envelope = begun or await self._deliver(prepared, deadline)
+            envelope = await self._deliver(prepared, wait, deadline)
         except WaitTimeout:
             envelope = await self._look_once_more(prepared)
         if wait and envelope.status == "running":
@@ -133,10 +134,8 @@ class Calls:
 
     async def resolved(self, envelope: CallEnvelope) -> CallEnvelope:
         """The envelope as the caller sees it: with its result instead of a reference."""
-        if envelope.result_ref is None:
-            return envelope
         result = envelope.result
-        if result is None and envelope.status == "done" and envelope.error is None:
+        if envelope.result_ref is not None and result is None and envelope.status == "done" and envelope.error is None:
             try:
                 result = await self._storage().get_json(self._session_id, envelope.result_ref)
             except (StorageError, ObjectStoreError, OSError) as error:
@@ -146,7 +145,7 @@ class Calls:
                     hint="Call again with the same call id once the session storage can be reached.",
                     retryable=True,
                 ) from error
-        return envelope.model_copy(update={"result": result, "result_ref": None})
+        return envelope.model_copy(update={"result": result, "result_ref": None, "fingerprint": None})
 
     async def _by_reference(self, request: CallRequest) -> CallRequest:
         """Put the arguments into session storage, under a name that other arguments cannot take."""
@@ -160,38 +159,29 @@ class Calls:
             ) from error
         return request.model_copy(update={"arguments": None, "arguments_ref": ref})
 
-    async def _begin(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope | None:
-        """The envelope as soon as the sandbox has taken the call; None when that did not work out at once."""
-        if prepared.sandbox_id is None:
-            return None
-        try:
-            await self._requests.begin_update(
-                prepared.workflow_id,
-                CALL_UPDATE,
-                prepared.request,
-                update_id=prepared.request.call_id,
-                deadline=deadline,
-            )
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
-            return None
-        known = await self.known(prepared.request.call_id, prepared.workflow_id, deadline)
-        return None if known is None else _same_call(prepared, known)
+    async def _submit(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope:
+        """Hand the call over without waiting for it; the envelope as soon as the sandbox has taken it.
 
-    async def _deliver(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope:
+        A signal holds no update slot. Raises RPCError NOT_FOUND when the sandbox's workflow does not run.
+        """
+        call_id = prepared.request.call_id
+        await self._requests.signal(prepared.workflow_id, SUBMIT_SIGNAL, prepared.request, deadline=deadline)
+        pause = Backoff(0.02, 0.5)
+        taken_by = Deadline.after(min(_TAKEN_WITHIN_S, deadline.check()))
+        while True:
+            known = await self.known(call_id, prepared.workflow_id, deadline)
+            if known is not None:
+                return known
+            await pause.sleep(taken_by)
+
+    async def _deliver(self, prepared: Prepared, wait: bool, deadline: Deadline) -> CallEnvelope:
+        """The first envelope of the call, whose status may be `running`. Raises ToolFailure when nobody takes it."""
         closed = Backoff(0.1, 1.0)
         for _ in range(8):
             try:
-                envelope = await self._requests.update(
-                    prepared.workflow_id,
-                    CALL_UPDATE,
-                    prepared.request,
-                    update_id=prepared.request.call_id,
-                    answer=CallEnvelope,
-                    deadline=deadline,
-                )
-                return _same_call(prepared, envelope)
+                if wait or prepared.sandbox_id is None:
+                    return _same_call(prepared, await self._update(prepared, deadline))
+                return _same_call(prepared, await self._submit(prepared, deadline))
             except WorkflowUpdateFailedError as refusal:
                 if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type == CLOSED_WITH_UPDATE):
                     raise _refused(refusal) from refusal
@@ -210,6 +200,21 @@ class Calls:
             f"the workflow of sandbox {prepared.sandbox_id!r} was closed from outside; its session deletes the sandbox",
             hint="Create a new sandbox.",
         )
+
+    async def _update(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope:
+        try:
+            return await self._requests.update(
+                prepared.workflow_id,
+                CALL_UPDATE,
+                prepared.request,
+                update_id=prepared.request.call_id,
+                answer=CallEnvelope,
+                deadline=deadline,
+                # Creates are answered at once: they can wait for a slot.
+                slot_within_s=None if prepared.sandbox_id is None else _SLOT_WITHIN_S,
+            )
+        except NoSlot:
+            return await self._submit(prepared, deadline)
 
     async def _look_once_more(self, prepared: Prepared) -> CallEnvelope:
         """The timeout passed before an answer: the call may run all the same, and is then told as running."""
@@ -276,19 +281,28 @@ def failed(session_id: str, call_id: str, tool: str, sandbox_id: str | None, err
     )
 
 
-def _size(arguments: JsonValue) -> int:
-    """Bytes of the arguments as canonical JSON. Raises ToolFailure when they cannot be a message."""
+def _named_sandbox(arguments: JsonValue) -> str | None:
+    """The sandbox that the arguments name, if its id can be one."""
+    named = arguments.get("sandbox_id") if isinstance(arguments, dict) else None
+    return named if isinstance(named, str) and is_id(named) else None
+
+
+def _message(call_id: str, tool: ToolName, arguments: JsonValue, sandbox_id: str | None) -> tuple[CallRequest, int]:
+    """The request, and the bytes of its arguments as canonical JSON.
+
+    Raises ToolFailure when they cannot be in a message: not JSON at all, or text with unpaired surrogates.
+    """
     try:
         size = len(json_bytes(arguments))
-        # Unpaired surrogates are escaped above, but no message can carry them.
-        if size != len(json_bytes(arguments).decode()):
-            raise ValueError
+        request = CallRequest(call_id=call_id, tool=tool.value, arguments=arguments, sandbox_id=sandbox_id)
+        to_json(arguments)
     except (TypeError, ValueError, RecursionError) as error:
         raise ToolFailure(
             ErrorCode.INVALID_ARGUMENTS,
-            "the arguments are not JSON: only objects, lists, text, numbers, true, false and null can be sent",
+            f"{tool.value}: the arguments are not JSON with valid Unicode text",
+            hint="Send bytes that are not text as base64, where the tool takes it.",
         ) from error
-    return size
+    return request, size
 
 
 def _same_call(prepared: Prepared, envelope: CallEnvelope) -> CallEnvelope:
@@ -302,7 +316,7 @@ def _same_call(prepared: Prepared, envelope: CallEnvelope) -> CallEnvelope:
             f"call id {prepared.request.call_id!r} was used for another call; nothing was done",
             hint="Use a new call id for every new call.",
         )
-    return envelope.model_copy(update={"fingerprint": None})
+    return envelope
 
 
 def _refused(refusal: WorkflowUpdateFailedError) -> ToolFailure:

@@ -21,12 +21,7 @@ from weakref import WeakValueDictionary
 from pydantic import BaseModel
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
-from temporalio.client import (
-    Client,
-    RPCTimeoutOrCancelledError,
-    WorkflowUpdateFailedError,
-    WorkflowUpdateStage,
-)
+from temporalio.client import Client, RPCTimeoutOrCancelledError, WorkflowUpdateFailedError
 from temporalio.common import QueryRejectCondition
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
@@ -42,10 +37,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 REQUEST_TIMEOUT_S = 15.0
 """One attempt; longer than a workflow takes to answer an update."""
+UPDATES_IN_FLIGHT = 8
+"""Per workflow, below the server's default limit of 10: an update above the limit does not only fail, it makes the
+server abort others that are on their way (seen with server 1.32.0)."""
 _PROBE_TIMEOUT = timedelta(seconds=3)
 _TELL_AFTER_S = 15.0
-_UPDATES_IN_FLIGHT = 64
-_UPDATES_IN_FLIGHT_NARROW = 8
 
 _NO_ANSWER = {
     RPCStatusCode.UNAVAILABLE,
@@ -99,6 +95,10 @@ class Backoff:
         deadline.check()
 
 
+class NoSlot(Exception):
+    """The workflow has as many updates in flight as it may; the request was not delivered."""
+
+
 class UpdateSlots:
     """The updates of this client that one workflow has not answered yet."""
 
@@ -107,12 +107,15 @@ class UpdateSlots:
         self._waiting: list[asyncio.Future[None]] = []
 
     @asynccontextmanager
-    async def take(self, limit: Callable[[], int], deadline: Deadline) -> AsyncIterator[None]:
-        """Hold one of `limit()` slots; the limit is asked again whenever a slot is freed."""
-        while self._taken >= limit():
+    async def take(self, within_s: float) -> AsyncIterator[None]:
+        """Hold a slot. Raises NoSlot when none is freed in time."""
+        until = time.monotonic() + within_s
+        while self._taken >= UPDATES_IN_FLIGHT:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise NoSlot
             freed = asyncio.get_running_loop().create_future()
             self._waiting.append(freed)
-            left_s = deadline.check()
             await asyncio.wait([freed], timeout=None if left_s == float("inf") else left_s)
         self._taken += 1
         try:
@@ -134,7 +137,6 @@ class TemporalRequests:
     def __init__(self, client: Client, *, reconnect_s: float) -> None:
         self.client = client
         self._reconnect_s = reconnect_s
-        self._update_limit = _UPDATES_IN_FLIGHT
         self._slots: WeakValueDictionary[str, UpdateSlots] = WeakValueDictionary()
 
     async def update(
@@ -146,8 +148,12 @@ class TemporalRequests:
         update_id: str,
         answer: type[Model],
         deadline: Deadline,
+        slot_within_s: float | None = None,
     ) -> Model:
-        """The answer to an update. A refusal because the workflow is draining is sent again under the same id."""
+        """The answer to an update. A refusal because the workflow is draining is sent again under the same id.
+
+        With `slot_within_s` it raises NoSlot when the workflow has too many updates in flight for so long.
+        """
         handle = self.client.get_workflow_handle(workflow_id)
         slots = self._slots.setdefault(workflow_id, UpdateSlots())
         draining = Backoff(0.02, 0.5)
@@ -159,28 +165,23 @@ class TemporalRequests:
             return result
 
         while True:
+            left_s = deadline.check()
             try:
-                async with slots.take(lambda: self._update_limit, deadline):
-                    return await self.send(attempt, deadline=deadline, waits_for_worker=True)
+                async with slots.take(left_s if slot_within_s is None else min(slot_within_s, left_s)):
+                    return await self.send(attempt, deadline=deadline, may_be_full=slot_within_s is not None)
             except WorkflowUpdateFailedError as refusal:
                 if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type == DRAINING):
                     raise
             await draining.sleep(deadline)
 
-    async def begin_update(
-        self, workflow_id: str, name: str, request: BaseModel, *, update_id: str, deadline: Deadline
-    ) -> None:
-        """Return when the workflow has taken the update, or refused it: what became of it is for the caller to ask."""
+    async def signal(self, workflow_id: str, name: str, request: BaseModel, *, deadline: Deadline) -> None:
+        """Return when the server has the signal on record. It may be there twice: the receiver must not mind."""
         handle = self.client.get_workflow_handle(workflow_id)
-        slots = self._slots.setdefault(workflow_id, UpdateSlots())
 
         async def attempt(timeout: timedelta) -> None:
-            await handle.start_update(
-                name, request, id=update_id, wait_for_stage=WorkflowUpdateStage.ACCEPTED, rpc_timeout=timeout
-            )
+            await handle.signal(name, request, rpc_timeout=timeout)
 
-        async with slots.take(lambda: self._update_limit, deadline):
-            await self.send(attempt, deadline=deadline, waits_for_worker=True)
+        await self.send(attempt, deadline=deadline)
 
     async def query(
         self,
@@ -204,16 +205,19 @@ class TemporalRequests:
             )
             return result
 
-        return await self.send(attempt, deadline=deadline, waits_for_worker=True)
+        return await self.send(attempt, deadline=deadline)
 
     async def send(
         self,
         attempt: Callable[[timedelta], Awaitable[Answer]],
         *,
         deadline: Deadline,
-        waits_for_worker: bool = False,
+        may_be_full: bool = False,
     ) -> Answer:
-        """Repeat `attempt` until it is answered. It gets the timeout of one request and must be safe to repeat."""
+        """Repeat `attempt` until it is answered. It gets the timeout of one request and must be safe to repeat.
+
+        With `may_be_full` the server's own limit of updates in flight raises NoSlot.
+        """
         backoff = Backoff(0.05, 1.0)
         began = time.monotonic()
         silent_since: float | None = None
@@ -229,14 +233,14 @@ class TemporalRequests:
             except RPCError as error:
                 failure = error
                 if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
-                    # The server's own limit of updates in flight is lower than ours: keep below its default of 10.
-                    self._update_limit = _UPDATES_IN_FLIGHT_NARROW
+                    if may_be_full:
+                        raise NoSlot from error
                     silent_since = None
                 elif error.status in _NO_ANSWER:
                     silent_since = silent_since or sent_at
                 elif error.status in _WAITED_OUT:
                     silent_since = None if await self._answers(deadline) else (silent_since or sent_at)
-                elif error.status is RPCStatusCode.FAILED_PRECONDITION and waits_for_worker:
+                elif error.status is RPCStatusCode.FAILED_PRECONDITION:
                     silent_since = None  # no worker polls, or the workflow's own task is failing
                 else:
                     self._raise_refusal(error)

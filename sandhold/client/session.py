@@ -93,8 +93,8 @@ class Session:
         """Call a tool and return its envelope; what went wrong is in it.
 
         The same call id (by default a new one) never runs twice: repeating a call returns what became of it.
-        Without `wait`, or when `timeout` seconds pass first, the envelope of a call that still runs has the
-        status `running`. Raises only TemporalUnreachable and what is wrong with the deployment itself.
+        Without `wait`, or when `timeout` seconds (and one more to look) pass first, the envelope of a call that
+        still runs has the status `running`. Raises only TemporalUnreachable and what is wrong with the deployment itself.
         """
         call_id = new_call_id() if call_id is None else call_id
         deadline = Deadline.after(timeout)
@@ -124,13 +124,8 @@ class Session:
         """
         call_id = new_call_id() if call_id is None else call_id
         prepared = await self._calls.prepare(call_id, tool, arguments)
-        handle = self._requests.client.get_workflow_handle(self.workflow_id)
-
-        async def attempt(timeout: timedelta) -> None:
-            await handle.signal(SUBMIT_SIGNAL, prepared.request, rpc_timeout=timeout)
-
         try:
-            await self._requests.send(attempt, deadline=Deadline())
+            await self._requests.signal(self.workflow_id, SUBMIT_SIGNAL, prepared.request, deadline=Deadline())
         except RPCError as error:
             raise await self._refusal(error) from error
         return call_id
