@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import posixpath
+import secrets
 
 from daytona import AsyncSandbox
 from temporalio import activity
@@ -147,7 +148,7 @@ class FileActivities:
         # The provider makes the folders of an uploaded file (seen with the local server; the daemon of
         # v0.190 does too).
         folder = f"{WORKSPACE_PATH}/.sandhold/calls/{call_folder(step.call_id)}"
-        path = f"{folder}/upload-{activity.info().attempt}"
+        path = f"{folder}/upload-{secrets.token_hex(8)}"
         limit_s = _bounded(UPLOAD_TIMEOUT_S)
 
         async def send(sandbox: AsyncSandbox) -> None:

@@ -64,6 +64,7 @@ size_of() { printf '%s' "$(($(wc -c <"$1")))"; }
 finish() {
     result="written $(size_of "$target") $(sum_of "$target")"
     { printf '%s\n' "$result" >"$call/written.$$" && mv -f "$call/written.$$" "$call/written"; } 2>/dev/null
+    rm -f "$call"/upload-*
     answer "$result" ''
 }
 
