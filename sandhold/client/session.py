@@ -94,7 +94,7 @@ class Session:
 
         The same call id (by default a new one) never runs twice: repeating a call returns what became of it.
         Without `wait`, or when `timeout` seconds (and one more to look) pass first, the envelope of a call that
-        still runs has the status `running`. Raises only TemporalUnreachable and what is wrong with the deployment itself.
+        still runs has the status `running`. Raises TemporalUnreachable, and what is wrong with the deployment.
         """
         call_id = new_call_id() if call_id is None else call_id
         deadline = Deadline.after(timeout)

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from temporalio.exceptions import ApplicationError
 
 from sandhold.contracts.base import Message
+
+if TYPE_CHECKING:
+    from temporalio.exceptions import ApplicationError
 
 
 class ErrorCode(StrEnum):
@@ -68,6 +71,9 @@ class ToolFailure(Exception):
 
 def as_application_error(error: ToolError, *, non_retryable: bool = True) -> ApplicationError:
     """The failure that carries `error` through Temporal; its type is the error's code."""
+    # Imported here: whoever only reads the contracts, such as a tool list, need not load Temporal's client (0.5 s).
+    from temporalio.exceptions import ApplicationError
+
     return ApplicationError(error.message, error, type=error.code, non_retryable=non_retryable)
 
 
