@@ -26,7 +26,6 @@ T = TypeVar("T")
 # What the client raises. Anything else that comes out of a request is a fault of our own and passes through.
 _CLIENT_ERRORS = (DaytonaError, aiohttp.ClientError, httpx.HTTPError, OSError, TimeoutError)
 
-_STATUS_IN_TEXT = re.compile(r"\b([45]\d\d), message='([^']*)'")
 _STEP_PREFIX = re.compile(r"^((Failed to [a-z -]+|Failure during waiting for [a-z -]+): )+")
 _MARKUP = re.compile(r"<(?:!doctype|html|head|body|title)\b", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -68,8 +67,8 @@ class ProviderError(ApplicationError):
 
     @property
     def came_from_inside(self) -> bool:
-        """Whether the toolbox inside the sandbox answered, so that the sandbox runs."""
-        return self.fault.source == SOURCE_DAEMON
+        """Whether the toolbox inside the sandbox answered of its own accord, so that the sandbox runs."""
+        return self.fault.source == SOURCE_DAEMON and (self.fault.status or 0) < 500
 
 
 async def request(call: Awaitable[T], within_s: float) -> T:
@@ -104,8 +103,6 @@ def fault_of(error: BaseException) -> ProviderFault:
             status = status or each.status
             headers = headers or dict(each.headers or {})
             message = each.message or message
-    if status is None and (told := _STATUS_IN_TEXT.search(message)):
-        status, message = int(told[1]), told[2]
     return ProviderFault(
         status=status,
         code=code,

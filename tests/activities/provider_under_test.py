@@ -51,7 +51,9 @@ class ProviderUnderTest:
         return await self.pool.client("tests")
 
     def new_ref(self) -> SandboxRef:
-        return SandboxRef(session_id=f"s-{os.getpid()}", sandbox_id=f"sandbox-{next(_numbers)}", owner="me", generation=1)
+        return SandboxRef(
+            session_id=f"s-{os.getpid()}", sandbox_id=f"sandbox-{next(_numbers)}", owner="me", generation=1
+        )
 
     async def run(
         self,
@@ -143,9 +145,7 @@ class ProviderUnderTest:
 
 
 def create_step(ref: SandboxRef, **changes: Any) -> CreateSandboxStep:
-    return CreateSandboxStep(
-        **{"ref": ref, "auto_stop_minutes": 15, "ttl_minutes": 120, "timeout_s": 60.0, **changes}
-    )
+    return CreateSandboxStep(**{"ref": ref, "auto_stop_minutes": 15, "ttl_minutes": 120, "timeout_s": 60.0, **changes})
 
 
 def lifecycle_step(ref: SandboxRef, **changes: Any) -> LifecycleStep:
