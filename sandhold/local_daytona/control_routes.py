@@ -7,6 +7,7 @@ Names of path parameters, status codes and answers are those of the official cli
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -72,8 +73,8 @@ class ControlRoutes:
     async def create(self, request: web.Request) -> web.Response:
         asked = await read_body(request, CreateRequest)
         sandbox = await self._sandboxes.create(asked, _interference(request))
-        if sandbox.change is not None:
-            await asyncio.wait({sandbox.change}, timeout=CREATE_WAIT_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(sandbox.settled.wait(), CREATE_WAIT_S)
         return self._shown(sandbox)
 
     async def list(self, request: web.Request) -> web.Response:

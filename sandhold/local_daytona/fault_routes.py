@@ -89,7 +89,12 @@ def faults_applied(plan: FaultPlan, sandboxes: Sandboxes) -> Middleware:
         if answer is None:
             if cut := next((e for e in entry.faults if e in ("answer_lost", "reset_during")), None):
                 request[_CUT] = cut
-            answer = await handler(request)
+            try:
+                answer = await handler(request)
+            except ConnectionError:
+                if _CUT not in request:
+                    raise
+                return web.Response()  # for a connection that the plan has cut already
             for planned in due:
                 if planned.rule.effect == "delay" and planned.rule.when == "after":
                     await asyncio.sleep(planned.rule.seconds or 0)

@@ -22,7 +22,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from sandhold.local_daytona.records import SandboxRecord
+from sandhold.local_daytona.records import SandboxRecord, State
 
 
 class DataFolderInUse(RuntimeError):
@@ -91,8 +91,14 @@ class DataFolder:
                 raise DataFolderDamaged(f"{path} is not a sandbox's record: {error}") from error
 
     async def save(self, record: SandboxRecord) -> None:
-        """The record as it is now, or a later form of it, is on the disk when this returns."""
+        """The record as it is now, or a later form of it, is on the disk when this returns.
+
+        Unless the sandbox is destroyed by then: a late change does not bring its record back.
+        """
         async with self._writes.setdefault(record.id, asyncio.Lock()):
+            if record.state is State.DESTROYED:
+                self._writes.pop(record.id, None)
+                return
             await asyncio.to_thread(_write_durably, self._record_path(record.id), record.model_dump_json())
 
     async def remove(self, sandbox_id: str) -> None:
@@ -100,7 +106,7 @@ class DataFolder:
         async with self._writes.setdefault(sandbox_id, asyncio.Lock()):
             await asyncio.to_thread(_remove_tree, self.sandbox_folder(sandbox_id))
             self._record_path(sandbox_id).unlink(missing_ok=True)
-        del self._writes[sandbox_id]
+        self._writes.pop(sandbox_id, None)
 
     def _record_path(self, sandbox_id: str) -> Path:
         return self.path / "records" / f"{sandbox_id}.json"

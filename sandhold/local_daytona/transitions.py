@@ -16,7 +16,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -64,6 +64,8 @@ class Sandbox:
     record: SandboxRecord
     running: RunningSandbox | None = None
     change: asyncio.Task[None] | None = None
+    #: Cleared while a change of state is under way.
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Sandboxes:
@@ -209,7 +211,9 @@ class Sandboxes:
         for record in list(self._folder.records()):
             sandbox = Sandbox(record)
             self._by_id[record.id] = sandbox
-            if record.state is not State.DESTROYING:
+            if not record.pending:
+                sandbox.settled.set()
+            if record.state not in (State.DESTROYING, State.DESTROYED):
                 self._by_name[record.name] = sandbox
             if record.state in (State.STARTED, State.STOPPING):
                 if record.ephemeral:
@@ -221,7 +225,7 @@ class Sandboxes:
                 await self._settle(sandbox, State.ARCHIVED)
             elif record.state in COMING_UP:
                 self._go(sandbox, self._bring_up(sandbox, NO_INTERFERENCE))
-            elif record.state is State.DESTROYING:
+            elif record.state in (State.DESTROYING, State.DESTROYED):
                 self._go(sandbox, self._tear_down(sandbox, NO_INTERFERENCE))
 
     async def close(self) -> None:
@@ -275,8 +279,8 @@ class Sandboxes:
     async def _found_unarchiving(self, key: str) -> Sandbox:
         """The sandbox, once an archiving that is under way has ended: it does not count as pending."""
         sandbox = self.find(key)
-        if sandbox.record.state is State.ARCHIVING and sandbox.change is not None:
-            await asyncio.wait({sandbox.change})
+        if sandbox.record.state is State.ARCHIVING:
+            await sandbox.settled.wait()
             return self.find(key)
         return sandbox
 
@@ -285,21 +289,28 @@ class Sandboxes:
         before = sandbox.record.model_copy()
         sandbox.record.desired_state = desired
         sandbox.record.enter(state)
+        sandbox.settled.clear()
         try:
             await self._folder.save(sandbox.record)
         except OSError:
             sandbox.record = before
+            sandbox.settled.set()
             raise
         await self._events.state_updated(sandbox.record, before.state)
 
     async def _settle(
         self, sandbox: Sandbox, state: State, *, reason: str | None = None, recoverable: bool = False
     ) -> None:
-        """End a change in `state` and tell everyone."""
+        """End a change in `state` and tell everyone.
+
+        It is told before it is on the disk, because the next change may begin at once; after a crash in
+        between, the record still says what `resume` has to finish.
+        """
         old = sandbox.record.state
         sandbox.record.enter(state, reason=reason, recoverable=recoverable)
-        await self._folder.save(sandbox.record)
+        sandbox.settled.set()
         await self._events.state_updated(sandbox.record, old)
+        await self._folder.save(sandbox.record)
 
     def _go(self, sandbox: Sandbox, change: Coroutine[Any, Any, None]) -> None:
         """Run the rest of a change on its own. An unforeseen failure ends in `error`, never in silence."""
@@ -343,8 +354,8 @@ class Sandboxes:
             await self._settle(sandbox, State.ERROR, reason=str(error), recoverable=True)
             return
         sandbox.running = running
-        await self._settle(sandbox, State.STARTED)
         running.ended.add_done_callback(lambda ended: self._ended(sandbox, running))
+        await self._settle(sandbox, State.STARTED)
 
     async def _bring_down(self, sandbox: Sandbox) -> None:
         await self._kill(sandbox)
@@ -373,6 +384,7 @@ class Sandboxes:
         self._forget(sandbox)
         old = record.state
         record.enter(State.DESTROYED)
+        sandbox.settled.set()
         await self._events.state_updated(record, old)
 
     async def _kill(self, sandbox: Sandbox) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,34 @@ class Trivial:
     """A server in this process whose sandboxes are folders without processes."""
 
     server: Server
+    folder: DataFolder
     runtime: TrivialRuntime
     http: aiohttp.ClientSession
     api: Api
     faults: FaultPlan
     daytona: AsyncDaytona
+    _under_way: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    @property
+    def data_dir(self) -> Path:
+        return self.folder.path
+
+    def later(self, request: Coroutine[Any, Any, Any]) -> None:
+        """Let a request run until it is answered or the test ends."""
+        self._under_way.append(asyncio.create_task(request))
+
+    async def only_id(self) -> str:
+        """The id of the only sandbox there is, once there is one."""
+        async with asyncio.timeout(20):
+            while not (page := await self.api.ask("GET", "/api/sandbox"))[1]["items"]:
+                await asyncio.sleep(0.01)
+        (row,) = page[1]["items"]
+        return str(row["id"])
+
+    async def close(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
 
 StartTrivial = Callable[..., AbstractAsyncContextManager[Trivial]]
@@ -63,7 +87,9 @@ async def _trivial_server(data_dir: Path, **options: Any) -> AsyncIterator[Trivi
         config = DaytonaConfig(api_key=API_KEY, api_url=server.api_url, target="local")
         async with aiohttp.ClientSession() as http, AsyncDaytona(config) as daytona:
             api, plan = Api(http, server.origin), FaultPlan(http, server.api_url, API_KEY)
-            yield Trivial(server, runtime, http, api, plan, daytona)
+            trivial = Trivial(server, folder, runtime, http, api, plan, daytona)
+            yield trivial
+            await trivial.close()
     finally:
         await server.close()
         folder.close()

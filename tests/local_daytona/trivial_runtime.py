@@ -17,11 +17,13 @@ from sandhold.local_daytona.interface import RunningSandbox, SandboxLookup, Sand
 class TrivialSandbox:
     toolbox: Any = None
 
-    def __init__(self, sandbox_id: str) -> None:
+    def __init__(self, sandbox_id: str, may_be_killed: asyncio.Event) -> None:
         self.sandbox_id = sandbox_id
+        self._may_be_killed = may_be_killed
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def kill(self) -> None:
+        await self._may_be_killed.wait()
         self.die("killed")
 
     def die(self, why: str) -> None:
@@ -30,27 +32,32 @@ class TrivialSandbox:
 
 
 class TrivialRuntime:
-    """Starts sandboxes that are nothing but a folder; `next_failure` fails the next start."""
+    """Starts sandboxes that are nothing but a folder. While `kills` is cleared, none of them ends."""
 
     limits: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self.started: dict[str, TrivialSandbox] = {}
+        self.starts: list[str] = []
         self.next_failure: Exception | None = None
+        self.kills = asyncio.Event()
+        self.kills.set()
 
     async def start(self, spec: SandboxSpec) -> RunningSandbox:
         failure, self.next_failure = self.next_failure, None
         if failure is not None:
             raise failure
         (spec.folder / "home").mkdir(parents=True, exist_ok=True)
-        sandbox = TrivialSandbox(spec.sandbox_id)
+        sandbox = TrivialSandbox(spec.sandbox_id, self.kills)
         self.started[spec.sandbox_id] = sandbox
+        self.starts.append(spec.sandbox_id)
         return sandbox
 
-    def fail_next_start(self, reason: str) -> None:
-        self.next_failure = SandboxStartFailed(reason)
+    def fail_next_start(self, failure: Exception | str) -> None:
+        self.next_failure = SandboxStartFailed(failure) if isinstance(failure, str) else failure
 
     async def close(self) -> None:
+        self.kills.set()
         for sandbox in self.started.values():
             await sandbox.kill()
 
