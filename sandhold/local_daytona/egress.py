@@ -117,7 +117,7 @@ class EgressProxy:
         failure: OSError | None = None
         for family, _, _, _, address in found:
             host = str(address[0])
-            if target not in self._allowed and not is_public(host):
+            if target not in self._allowed and (not is_public(host) or is_of_this_machine(host, family)):
                 raise Refused(403, f"{target} is {host}, which is not a public address; sandboxes may not reach it")
             try:
                 # The numeric address that was checked: nothing is resolved a second time.
@@ -133,7 +133,22 @@ def is_public(text: str) -> bool:
         address: _Address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
-    return all(inner.is_global and not inner.is_multicast for inner in _unwrapped(address))
+    return all(_is_public(inner) for inner in _unwrapped(address))
+
+
+def _is_public(address: _Address) -> bool:
+    site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    return address.is_global and not address.is_multicast and not site_local
+
+
+def is_of_this_machine(host: str, family: int) -> bool:
+    """Whether this machine itself has the address: its services see such a caller as a local one."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))  # the kernel lets one bind to one's own addresses only
+        except OSError:
+            return False
+        return True
 
 
 def _unwrapped(address: _Address) -> Iterable[_Address]:

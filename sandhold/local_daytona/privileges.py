@@ -65,7 +65,7 @@ def _interpreter_paths() -> list[Path]:
     package = Path(__file__).parent.parent
     paths = [Path(sys.base_prefix), Path(sys.prefix), Path(sys.executable), package]
     # An editable install puts the whole checkout on the import path; only the package itself is needed of it.
-    paths += [Path(entry) for entry in sys.path if entry and Path(entry) != package.parent]
+    paths += [Path(entry) for entry in sys.path if entry and Path(entry).resolve() != package.parent.resolve()]
     return [path for path in paths if path.exists()]
 
 

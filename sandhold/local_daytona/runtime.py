@@ -42,7 +42,9 @@ PROCESS_LIMIT = 1024
 _GIB = 1024**3
 _UNLIMITED_MEMORY = MemorySizes(tmp_bytes=_GIB, shm_bytes=_GIB // 4)
 _PROXY_URL = "http://127.0.0.1:3128"
-_STDERR_TAIL_BYTES = 4096
+_STDERR_PIECE_BYTES = 4096
+#: What a sandbox may write into our log: a bug of the toolbox shows, a flood does not.
+_STDERR_LIMIT_BYTES = 64 * 1024
 _STARTING_AT_ONCE = 8
 
 
@@ -59,17 +61,21 @@ class _Launched:
 class BubblewrapSandbox:
     """A started sandbox. Implements `interface.RunningSandbox`."""
 
-    def __init__(self, sandbox_id: str, process: subprocess.Popen[bytes], init: int, control: socket.socket) -> None:
+    def __init__(self, sandbox_id: str, launched: _Launched, init: int) -> None:
         self.sandbox_id = sandbox_id
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[str] = loop.create_future()
-        self.toolbox = ToolboxClient(control)
-        self._process = process
+        self.toolbox = ToolboxClient(launched.control)
+        self._process = launched.process
         self._init = init
         self._killed = False
         self._egress: EgressProxy | None = None
+        self._stderr = launched.stderr
+        self._stderr_left_bytes = _STDERR_LIMIT_BYTES
+        os.set_blocking(self._stderr, False)
+        loop.add_reader(self._stderr, self._on_stderr)
         # bubblewrap's own process ends after PID 1 of the sandbox, which ends after all its processes.
-        self._monitor = os.pidfd_open(process.pid)
+        self._monitor = os.pidfd_open(self._process.pid)
         loop.add_reader(self._monitor, self._on_exit)
 
     async def kill(self) -> None:
@@ -85,12 +91,21 @@ class BubblewrapSandbox:
         self._egress = egress
         await egress.start()
 
+    def _on_stderr(self) -> None:
+        said = os.read(self._stderr, _STDERR_PIECE_BYTES)
+        if not said:
+            asyncio.get_running_loop().remove_reader(self._stderr)
+        elif self._stderr_left_bytes > 0:
+            self._stderr_left_bytes -= len(said)
+            log.warning("sandbox %s: %s", self.sandbox_id, said.decode(errors="replace").rstrip())
+
     def _on_exit(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._monitor)
         status = self._process.wait()
-        os.close(self._monitor)
-        os.close(self._init)
+        for descriptor in (self._monitor, self._stderr):
+            loop.remove_reader(descriptor)
+        for descriptor in (self._monitor, self._stderr, self._init):
+            os.close(descriptor)
         self.toolbox.close()
         if self._egress is not None:
             self._egress.close()
@@ -141,8 +156,7 @@ class BubblewrapRuntime:
         except (OSError, ValueError) as error:
             reason = await loop.run_in_executor(self._greeters, _abandon, launched)
             raise SandboxStartFailed(f"the sandbox did not start: {reason or error}") from error
-        os.close(launched.stderr)
-        sandbox = BubblewrapSandbox(spec.sandbox_id, launched.process, init, launched.control)
+        sandbox = BubblewrapSandbox(spec.sandbox_id, launched, init)
         self._running[spec.sandbox_id] = sandbox
         sandbox.ended.add_done_callback(lambda _: self._running.pop(spec.sandbox_id, None))
         if listener is not None:
@@ -276,5 +290,5 @@ def _abandon(launched: _Launched) -> str:
     launched.process.wait()
     with os.fdopen(launched.stderr, "rb") as file:
         os.set_blocking(file.fileno(), False)
-        text = file.read(_STDERR_TAIL_BYTES) or b""
+        text = file.read(_STDERR_PIECE_BYTES) or b""
     return text.decode(errors="replace").strip()

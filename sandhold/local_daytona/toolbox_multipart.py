@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from sandhold.local_daytona.interface import RunningSandbox
 from sandhold.local_daytona.toolbox import wire
@@ -16,13 +17,16 @@ from sandhold.local_daytona.toolbox_client import ToolboxRefused, ToolboxUnreach
 from sandhold.local_daytona.toolbox_errors import DaemonError, bad_request, daemon_path
 
 _FIELD = re.compile(r"files\[(\d{1,9})\]\.(path|file)", re.ASCII)
+#: One parameter of a Content-Disposition header. aiohttp's own parser gives up on a quoted ";", and the client's
+#: uploads carry the whole path in one.
+_PARAMETER = re.compile(r';\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^;"]*))')
 _PATH_LIMIT_BYTES = 16 * 1024
 
 
 async def upload_one(request: web.Request, sandbox: RunningSandbox, path: str) -> web.StreamResponse:
     """`upload-v2`: the form field `file` becomes the file at `path`."""
     async for part in _parts(request):
-        if part.name == "file":
+        if _name(part) == "file":
             await _store(sandbox, path, part)
             return web.json_response({"name": path.rsplit("/", 1)[-1], "path": path, "type": "file"})
     raise bad_request("the form has no field named file")
@@ -38,9 +42,10 @@ async def bulk_upload(request: web.Request, sandbox: RunningSandbox) -> web.Stre
     written: list[dict[str, object]] = []
     errors: list[str] = []
     async for part in _parts(request):
-        field = _FIELD.fullmatch(part.name or "")
+        name = _name(part)
+        field = _FIELD.fullmatch(name)
         if field is None:
-            errors.append(f"unexpected form field {part.name!r}")
+            errors.append(f"unexpected form field {name!r}")
             continue
         index, kind = field.groups()
         if kind == "path":
@@ -52,7 +57,7 @@ async def bulk_upload(request: web.Request, sandbox: RunningSandbox) -> web.Stre
             try:
                 written.append({"path": path, "bytes": await _store(sandbox, path, part)})
             except ToolboxRefused as refused:
-                errors.append(f"{path}: {refused.message}")
+                errors.append(refused.message)
     if not written and not errors:
         errors.append("the form holds no file")
     if errors:
@@ -67,8 +72,19 @@ async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
             if not isinstance(part, BodyPartReader):
                 raise bad_request("nested multipart bodies are not understood")
             yield part
-    except (ValueError, AssertionError, EOFError) as error:
+    except (ValueError, AssertionError, EOFError, HttpProcessingError) as error:
         raise bad_request(f"the body is not a complete multipart form: {error}") from error
+
+
+def _name(part: BodyPartReader) -> str:
+    """The name of a form field, empty when it has none."""
+    header = part.headers.get("Content-Disposition", "")
+    position = len(header.partition(";")[0])
+    while (parameter := _PARAMETER.match(header, position)) is not None:
+        if parameter[1].lower() == "name":
+            return parameter[2] if parameter[2] is not None else parameter[3].strip()
+        position = parameter.end()
+    return ""
 
 
 async def _text(part: BodyPartReader) -> str:
@@ -131,7 +147,7 @@ async def _send_part(
 
 
 def _part_head(boundary: str, name: str, path: str, content_type: str, size: int | None) -> bytes:
-    encoded = quote(path, safe="")
+    encoded = quote(path, safe="", errors="replace")
     # The plain form is for readers that know no other; it must be a single token of ASCII.
     plain = re.sub(r"[^ !#-\[\]-~]", "_", path)
     lines = [

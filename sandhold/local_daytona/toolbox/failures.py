@@ -36,10 +36,10 @@ def invalid_path(message: str) -> Failure:
     return Failure(400, "INVALID_FILE_PATH", message)
 
 
-def from_os_error(error: OSError) -> Failure:
-    """The provider's answer for an error of the operating system."""
+def from_os_error(error: OSError, path: str | None = None) -> Failure:
+    """The provider's answer for an error of the operating system; `path` where the error names none."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    name = error.filename if isinstance(error.filename, str) else None
+    name = error.filename if isinstance(error.filename, str) else path
     message = f"{name}: {reason}" if name else reason
     if error.errno in _NOT_FOUND:
         return Failure(404, "FILE_NOT_FOUND", message)

@@ -27,6 +27,9 @@ _BATCH_BYTES = 64 * 1024
 _LINE_BYTES = 64 * 1024
 #: A file whose beginning holds a NUL byte is binary and is not searched.
 _PROBE_BYTES = 8 * 1024
+# The names in the sandbox's passwd and group, which are read-only; looking one up reads the whole file.
+_owners: dict[int, str] = {}
+_groups: dict[int, str] = {}
 _REPLACE_LIMIT_BYTES = 64 * 1024 * 1024
 
 
@@ -36,6 +39,10 @@ def resolve(home: str, path: object) -> str:
         raise invalid_path("a path must be a string that is not empty")
     if "\0" in path:
         raise invalid_path("a path cannot hold a NUL byte")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise invalid_path(f"a path cannot be encoded: {error.reason}") from error
     return os.path.join(home, path)
 
 
@@ -103,17 +110,21 @@ def info_of(path: str, found: os.stat_result) -> dict[str, Any]:
 
 
 def _owner(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    if uid not in _owners:
+        try:
+            _owners[uid] = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            _owners[uid] = str(uid)
+    return _owners[uid]
 
 
 def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+    if gid not in _groups:
+        try:
+            _groups[gid] = grp.getgrgid(gid).gr_name
+        except KeyError:
+            _groups[gid] = str(gid)
+    return _groups[gid]
 
 
 def _list(home: str, request: dict[str, Any]) -> Iterator[str]:

@@ -88,6 +88,8 @@ class Toolbox:
             raise
         except OSError as error:
             connection.send(from_os_error(error).to_wire())
+        except UnicodeEncodeError as error:
+            connection.send(bad_request(f"text that cannot be encoded: {error.reason}").to_wire())
         except (MemoryError, RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = f"{type(error).__name__}: {error}"
             connection.send(Failure(500, "INTERNAL_SERVER_ERROR", reason).to_wire())
@@ -98,7 +100,7 @@ class Toolbox:
             request["cwd"] = files.resolve(self._home, request.get("cwd") or self._home)
             execute.execute(connection, request, self._processes, {**self._env, **(request.get("env") or {})})
         elif operation == "upload":
-            transfer.upload(connection, files.resolve(self._home, request["path"]), self._watch.disk.admit)
+            transfer.upload(connection, self._home, request["path"], self._watch.disk.admit)
         elif operation == "download":
             transfer.download(connection, files.resolve(self._home, request["path"]))
         elif operation in files.LISTINGS:

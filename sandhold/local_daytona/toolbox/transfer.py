@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from .failures import Failure, bad_request, from_os_error
-from .files import open_regular
+from .files import open_regular, resolve
 from .wire import CHUNK_BYTES, DATA, END, Connection, WireError
 
 TYPE_CHECKING = False  # importing typing would cost every sandbox 4 ms and 1 MB
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def upload(connection: Connection, path: str, admit: Callable[[int], None]) -> None:
+def upload(connection: Connection, home: str, path: str, admit: Callable[[int], None]) -> None:
     """Write the frames that follow to `path`, in place, as the provider does.
 
     Missing parent directories are made. `admit` is asked for each piece and raises Failure when the disk
@@ -25,13 +25,14 @@ def upload(connection: Connection, path: str, admit: Callable[[int], None]) -> N
     with contextlib.ExitStack() as opened:
         descriptor = -1
         try:
+            path = resolve(home, path)
             os.makedirs(os.path.dirname(path) or "/", exist_ok=True)
             if path.endswith("/") or os.path.isdir(path):
                 raise bad_request(f"{path}: is a directory")
             descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             opened.callback(os.close, descriptor)
         except OSError as error:
-            failure = from_os_error(error)
+            failure = from_os_error(error, path)
         except Failure as refused:
             failure = refused
         for piece in _pieces(connection):
@@ -42,7 +43,7 @@ def upload(connection: Connection, path: str, admit: Callable[[int], None]) -> N
                 _write(descriptor, piece)
                 written += len(piece)
             except OSError as error:
-                failure = from_os_error(error)
+                failure = from_os_error(error, path)
             except Failure as refused:
                 failure = refused
     if failure is not None:
