@@ -16,6 +16,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.runtime import Runtime
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from sandhold.client.errors import (
@@ -51,13 +52,13 @@ class Sandhold:
         self._requests = TemporalRequests(client, reconnect_s=self._settings.reconnect_s)
 
     @classmethod
-    async def connect(cls, settings: Settings | None = None) -> Sandhold:
+    async def connect(cls, settings: Settings | None = None, *, runtime: Runtime | None = None) -> Sandhold:
         """Connect to the deployment that the environment names, or a running `sandhold dev`.
 
         Raises TemporalUnreachable when Temporal does not answer, SettingsError when the environment is wrong.
         """
         settings = settings or Settings.load()
-        return cls(await connect(settings, retries=NO_RETRIES), settings)
+        return cls(await connect(settings, runtime=runtime, retries=NO_RETRIES), settings)
 
     @property
     def client(self) -> Client:
@@ -89,7 +90,7 @@ class Sandhold:
         try:
             await self._start(start, deadline)
         except WorkflowAlreadyStartedError:
-            existing = await self._find(session_id, deadline)
+            existing = await self.find_session(session_id, timeout=None if timeout is None else deadline.left_s())
             if existing.state == "ended":
                 raise SessionEnded(session_id) from None
             if existing.owner != owner:
@@ -106,6 +107,20 @@ class Sandhold:
     def session(self, session_id: str) -> Session:
         """The session of this id, whether it exists or not: asking it for something tells. Raises InvalidRequest."""
         return Session(_valid_session_id(session_id), self._requests, lambda: self._storage)
+
+    async def find_session(self, session_id: str, *, timeout: float | None = None) -> SessionRow:
+        """The row of one session, up to date. Needs no worker. Raises InvalidRequest and SessionNotFound."""
+        handle = self.client.get_workflow_handle(session_workflow_id(_valid_session_id(session_id)))
+
+        async def attempt(request_timeout: timedelta) -> SessionRow:
+            return _row(await handle.describe(rpc_timeout=request_timeout))
+
+        try:
+            return await self._requests.send(attempt, deadline=Deadline.after(timeout))
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                raise SessionNotFound(session_id) from error
+            raise TemporalRefused(f"Temporal refused to describe the session: {error.message}") from error
 
     async def list_sessions(
         self,
@@ -165,19 +180,6 @@ class Sandhold:
             )
 
         await self._requests.send(attempt, deadline=deadline)
-
-    async def _find(self, session_id: str, deadline: Deadline) -> SessionRow:
-        handle = self.client.get_workflow_handle(session_workflow_id(session_id))
-
-        async def attempt(request_timeout: timedelta) -> SessionRow:
-            return _row(await handle.describe(rpc_timeout=request_timeout))
-
-        try:
-            return await self._requests.send(attempt, deadline=deadline)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                raise SessionNotFound(session_id) from error
-            raise
 
 
 def new_session_id() -> str:

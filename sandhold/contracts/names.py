@@ -18,6 +18,8 @@ DRAINING = "Draining"
 """Failure type of an update that was refused because the workflow is about to continue as new: send it again."""
 DEFAULT_TASK_QUEUE = "sandhold"
 FOLLOW_QUEUE_SUFFIX = "-follow"
+WORKER_DEPLOYMENT = "sandhold"
+"""Name of the worker deployment where workers are versioned."""
 
 # Search attributes, all of type Keyword. They are not encrypted: nothing sensitive may be in them.
 OWNER_ATTRIBUTE = "SandholdOwner"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -54,6 +55,11 @@ class SessionStorage:
             raise StorageError(f"{ref.path} in session storage is not what was stored there")
         value: JsonValue = json.loads(data)
         return value
+
+    async def delete(self, session_id: str, path: str) -> None:
+        """Remove the document at `path`; it is fine when there is none."""
+        with contextlib.suppress(NotFoundError, FileNotFoundError):
+            await obstore.delete_async(self._store, self._key(session_id, path))
 
     @staticmethod
     def _key(session_id: str, path: str) -> str:
