@@ -1,0 +1,469 @@
+# The command launcher: starts a command at most once per call, waits for it, tells what became of it, ends it.
+#
+# It is sent with every request and run by a POSIX sh inside the sandbox; `request.py` says how it is called
+# and reads its answer. Each call has a folder below ~/.sandhold/calls:
+#
+#   lock                      made exclusively by the one process that runs the command; holds the script's hash
+#   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
+#   stdout stderr             what the command wrote, byte for byte
+#   script                    the script, when it is too large for a variable
+#   reason                    why the command is being ended: timed_out or cancelled, and the grace
+#   ended.CODE.BORN.ENDED.REASON   how it ended
+#
+# What must never be half written is said by the name of an empty file: making one is atomic, needs no process,
+# and works on a full disk. Whether a command still runs is asked of its owner's pid *and* time of birth.
+#
+# Every fork counts (about 1 ms), so this uses builtins wherever it can. Variables begin with sd_ because the
+# user's environment passes through this shell: assigning to one of its names would change it for the command.
+
+exec 2>/dev/null
+
+sd_home=${HOME:-/tmp}/.sandhold
+
+# ---- Time and processes
+
+# Sets sd_now to hundredths of a second on the sandbox's clock, which only ever goes forward.
+sd_clock() {
+    if read -r sd_up sd_rest </proc/uptime; then
+        sd_now=$((${sd_up%.*} * 100 + 1${sd_up#*.} - 100))
+    else
+        sd_now=$(date +%s)00
+    fi
+}
+
+# Sets sd_seconds to $1 hundredths of a second as a decimal fraction.
+sd_to_seconds() {
+    sd_seconds=$(($1 / 100)).$(($1 % 100 / 10))$(($1 % 10))
+}
+
+# Sleeps for $1 hundredths of a second; where sleep knows no fractions, for whole seconds.
+sd_sleep() {
+    sd_to_seconds "$1"
+    sleep "$sd_seconds" || sleep $((($1 + 99) / 100))
+}
+
+# Reads about the process $1: sd_status sd_parent sd_group sd_session sd_born (hundredths of a second, as the clock).
+sd_process() {
+    read -r sd_line <"/proc/$1/stat" || return 1
+    set -- ${sd_line##*") "}
+    sd_status=$1 sd_parent=$2 sd_group=$3 sd_session=$4 sd_born=${20}
+}
+
+# Whether the owner of the call in sd_folder lives; sets sd_owner and sd_owner_session. A pid alone does not
+# tell: pids are used again. A racer that lost the lock is an owner too, for a moment.
+sd_owner_lives() {
+    for sd_file in "$sd_folder"/owner.*; do
+        sd_name=${sd_file##*/owner.}
+        sd_owner=${sd_name%%.*}
+        sd_name=${sd_name#*.}
+        sd_owner_session=${sd_name#*.}
+        if sd_process "$sd_owner"; then
+            [ "$sd_born" = "${sd_name%%.*}" ] && [ "$sd_status" != Z ] && return 0
+        elif [ "${sd_name%%.*}" = 0 ]; then
+            kill -0 "$sd_owner" && return 0 # no /proc here
+        fi
+    done
+    return 1
+}
+
+# Sets sd_marked to the pids that carry the mark of the call $1. Also finds what left the command's process
+# group and session.
+sd_find_marked() {
+    sd_marked=
+    for sd_file in $(grep -lF "SANDHOLD_CALL=$1/" /proc/[0-9]*/environ); do
+        sd_file=${sd_file#/proc/}
+        sd_marked="$sd_marked ${sd_file%/environ}"
+    done
+    [ "$sd_marked" ]
+}
+
+# Sends the signal $1 to everything that belongs to the call sd_call: the command's process group, found as the
+# owner's child, and whatever carries the mark. Fails when there was nothing to signal.
+sd_signal() {
+    sd_hit=
+    if sd_owner_lives && read -r sd_children <"/proc/$sd_owner/task/$sd_owner/children"; then
+        for sd_pid in $sd_children; do
+            # Only a child that has left the owner's session is the command; before that a kill of its group
+            # would hit the owner, or nobody.
+            sd_process "$sd_pid" && [ "$sd_session" = "$sd_pid" ] && kill "-$1" "-$sd_pid" && sd_hit=1
+        done
+    fi
+    sd_find_marked "$sd_call"
+    for sd_pid in $sd_marked; do
+        sd_process "$sd_pid" || continue
+        [ "$sd_status" = Z ] && continue
+        if [ "$sd_session" != "$sd_owner_session" ]; then
+            kill "-$1" "-$sd_group" && sd_hit=1
+        fi
+        kill "-$1" "$sd_pid" && sd_hit=1
+    done
+    [ "$sd_hit" ]
+}
+
+# ---- The state of a call
+
+# Sets sd_state to ended (with sd_code sd_began sd_ended sd_reason), running (with sd_began), interrupted (it was
+# started, has no end, and nothing runs it) or absent.
+sd_look() {
+    sd_call=$1
+    sd_folder=$sd_home/calls/$1
+    sd_code=- sd_began=- sd_ended=- sd_reason=-
+    sd_has_ended && return
+    if [ ! -e "$sd_folder/lock" ]; then
+        sd_state=absent
+    elif sd_owner_lives; then
+        sd_state=running sd_began=$sd_born
+    elif ! sd_has_ended; then # it may have ended between the two looks
+        sd_state=interrupted
+    fi
+}
+
+sd_has_ended() {
+    for sd_file in "$sd_folder"/ended.*; do
+        [ -e "$sd_file" ] || return 1
+        sd_name=${sd_file##*/ended.}
+        sd_reason=${sd_name##*.} sd_name=${sd_name%.*}
+        sd_ended=${sd_name##*.} sd_name=${sd_name%.*}
+        sd_began=${sd_name##*.} sd_code=${sd_name%.*}
+        sd_state=ended
+        return 0
+    done
+}
+
+# Tells the state of the call sd_look has looked at and, when it is over, its output.
+sd_tell() {
+    [ "$sd_state" = interrupted ] && sd_signal KILL # what it started has nobody else left to end it
+    sd_hash=-
+    read -r sd_hash sd_rest <"$sd_folder/lock"
+    echo "@call $sd_call $sd_state $sd_code $sd_began $sd_ended $sd_reason ${sd_hash:--}"
+    case $sd_state in ended | interrupted)
+        sd_tell_file stdout "$sd_folder/stdout" "$sd_stdout_window"
+        sd_tell_file stderr "$sd_folder/stderr" "$sd_stderr_window"
+        ;;
+    esac
+}
+
+# Tells the size of the file $2 and its bytes, at most $3 of them: the first fifth and the rest from the end.
+sd_tell_file() {
+    [ -s "$2" ] || return 0
+    # A small file in one process: a byte is three characters at least, so fewer than 12,000 are the whole file.
+    sd_hex=$(od -An -v -tx1 -N 4096 "$2")
+    if [ "$sd_hex" ] && [ ${#sd_hex} -lt 12000 ]; then
+        echo "@$1 - hex"
+        echo "$sd_hex"
+        return
+    fi
+    sd_size=$(stat -c %s "$2") || sd_size=$(($(wc -c <"$2")))
+    if [ "$sd_size" -le "$3" ]; then
+        echo "@$1 $sd_size $sd_encoding"
+        head -c "$sd_size" "$2" | sd_encode
+    else
+        echo "@$1 $sd_size $sd_encoding"
+        head -c $(($3 / 5)) "$2" | sd_encode
+        echo .tail
+        # The file may still grow: what is told is bounded whatever happens.
+        tail -c $(($3 - $3 / 5)) "$2" | head -c $(($3 - $3 / 5)) | sd_encode
+    fi
+}
+
+if command -v base64 >/dev/null; then
+    sd_encoding=base64
+    sd_encode() { base64; }
+else
+    sd_encoding=hex
+    sd_encode() { od -An -v -tx1; }
+fi
+
+# ---- Ending a command
+
+# Ends the call sd_call: TERM, at most $2 hundredths of a second of grace, KILL. $1 is why; the first reason given
+# is the one that counts. Returns when the owner has published the end, or there is none left to do so.
+sd_end() {
+    set -C
+    printf '%s\n' "$1 $2" >"$sd_folder/reason"
+    set +C
+    sd_clock
+    sd_until=$((sd_now + $2)) sd_with=TERM sd_sent=
+    while sd_look "$sd_call" && [ "$sd_state" = running ]; do
+        # The command may be between fork and exec, where nothing tells it yet: try until something was hit.
+        [ "$sd_sent" ] || { sd_signal $sd_with && sd_sent=1; }
+        sd_sleep 5
+        sd_clock
+        [ "$sd_late_at" ] && [ "$sd_now" -ge "$sd_late_at" ] && sd_say_late
+        if [ "$sd_now" -ge "$sd_until" ]; then
+            # Anything that was started since the last KILL gets the next one.
+            sd_with=KILL sd_sent= sd_until=$((sd_now + 50))
+        fi
+    done
+}
+
+# In the owner, after an ended command: what it left behind gets the rest of the grace of $1 hundredths, then KILL.
+sd_sweep() {
+    sd_clock
+    sd_until=$((sd_now + $1))
+    while sd_find_marked "$sd_call"; do
+        sd_clock
+        if [ "$sd_now" -ge "$sd_until" ]; then
+            sd_signal KILL || break
+        fi
+        sd_sleep 5
+    done
+}
+
+# ---- Running a command: everything below here until "Requests" is the detached owner
+
+# Wakes the request that waits on descriptor 7: the command goes on without it.
+sd_say_late() {
+    echo "late $sd_starter" >&7
+    exec 7>&-
+    sd_late_at=
+}
+
+# Ends the command when its time is up; wakes the request when its wait is over. Killed by the owner at the end.
+# No sleep is left behind: the trap is set before there is one to kill, and looked at again after. By KILL, because
+# a TERM that comes between fork and exec is caught by the shell's own handler and lost.
+sd_watch() {
+    sd_told= sd_nap=
+    trap 'sd_told=1; [ "$sd_nap" ] && kill -9 "$sd_nap" && wait "$sd_nap"; exit' TERM
+    trap '' PIPE
+    sd_clock
+    sd_late_at=$((sd_now + sd_wait))
+    if [ "$sd_wait" -lt "$sd_timeout" ]; then
+        sd_nap_for "$sd_wait"
+        sd_say_late
+        sd_nap_for $((sd_timeout - sd_wait))
+    else
+        sd_nap_for "$sd_timeout"
+    fi
+    trap '' TERM
+    sd_end timed_out "$sd_grace"
+}
+
+# Sleeps in a process that the trap can kill.
+sd_nap_for() {
+    sd_to_seconds "$1"
+    for sd_time in "$sd_seconds" $((($1 + 99) / 100)); do
+        sleep "$sd_time" 7>&- &
+        sd_nap=$!
+        [ "$sd_told" ] && kill -9 "$sd_nap"
+        wait "$sd_nap" && break
+    done
+    sd_nap=
+}
+
+# Runs the command if nobody has. Descriptor 7 leads to the request that started us.
+sd_own() {
+    sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5
+    sd_folder=$sd_home/calls/$sd_call
+    sd_process self || sd_parent=$PPID sd_session=0 sd_born=0
+    sd_began=$sd_born sd_starter=$sd_parent
+    printf '' >"$sd_folder/owner.$$.$sd_born.$sd_session" || exit 1
+    set -C
+    printf '' >"$sd_folder/lock" || exit 0
+    set +C
+    printf '%s\n' "$sd_hash" >"$sd_folder/lock"
+    if [ "$SANDHOLD_UPLOAD" ]; then
+        mv "$SANDHOLD_UPLOAD" "$sd_folder/script"
+        set -- "$sd_folder/script"
+    else
+        set -- -c "$SANDHOLD_SCRIPT"
+    fi
+    sd_watch >/dev/null &
+    sd_watcher=$!
+    unset SANDHOLD_LAUNCHER SANDHOLD_SCRIPT SANDHOLD_UPLOAD SANDHOLD_CWD OLDPWD
+    sd_code=-
+    if [ ! -e "$sd_folder/reason" ]; then
+        # A session and group of its own: `kill 0` in the script must not hit us. In the foreground, because a
+        # background command ignores SIGINT. Appending, so that nothing is overwritten by offset. By exec in a
+        # subshell, because a shell writes "Killed" to the stderr that it redirected.
+        (
+            export SANDHOLD_CALL="$sd_call/"
+            command -v setsid >/dev/null && set -- setsid sh "$@" || set -- sh "$@"
+            exec "$@" >>"$sd_folder/stdout" 2>>"$sd_folder/stderr" 7>&-
+        )
+        sd_code=$?
+    fi
+
+    sd_reason=-
+    if read -r sd_reason sd_left <"$sd_folder/reason"; then
+        sd_sweep "$sd_left"
+    fi
+    sd_clock
+    sd_publish "$sd_code.$sd_began.$sd_now.$sd_reason"
+    trap '' PIPE
+    echo done >&7
+    kill "$sd_watcher"
+    wait "$sd_watcher"
+}
+
+# Publishes how the command ended, also when it removed its own folder: else a late retry would run it again.
+sd_publish() {
+    sd_tries=0
+    until printf '' >"$sd_folder/ended.$1"; do
+        mkdir -p "$sd_folder" && printf '%s\n' "$sd_hash" >"$sd_folder/lock" && continue
+        [ $((sd_tries += 1)) -gt 600 ] && break
+        sleep 1
+    done
+    for sd_bell in "$sd_home"/bells/*; do
+        [ -p "$sd_bell" ] && echo 1<>"$sd_bell"
+    done
+}
+
+# ---- Requests
+
+# Starts the command of the call $1 unless it was started, and waits for its end. $6 is "again" when an earlier
+# request may have started it.
+sd_start() {
+    sd_look "$1"
+    sd_clock
+    sd_until=$((sd_now + $3))
+    if [ "$sd_state" = absent ] && [ "$6" = again ] && sd_find_marked "$1"; then
+        sd_state=running # it removed its own folder; its owner will put it back
+    fi
+    if [ "$sd_state" = absent ]; then
+        sd_enter "$SANDHOLD_CWD" || return
+        if [ "$SANDHOLD_UPLOAD" ] && [ ! -r "$SANDHOLD_UPLOAD" ]; then
+            echo "@error script_missing"
+            return
+        fi
+        if ! [ -d "$sd_folder" ] && ! sd_why=$(mkdir -p "$sd_folder" 2>&1); then
+            echo "@error folder $sd_why"
+            return
+        fi
+        sd_launch "$@" && return
+        sd_look "$1"
+        if [ "$sd_state" = absent ]; then
+            echo "@error not_started"
+            return
+        fi
+    fi
+    [ "$sd_state" = running ] && sd_wait_for "$1"
+    sd_tell
+}
+
+# Enters the directory $1, or tells why not.
+sd_enter() {
+    CDPATH= cd -- "$1" && return
+    if [ -d "$1" ]; then
+        echo "@error cwd_denied"
+    elif [ -e "$1" ]; then
+        echo "@error cwd_not_a_directory"
+    else
+        echo "@error cwd_missing"
+    fi
+    return 1
+}
+
+# Starts the owner, waits until it says that the command has ended or that the wait is over, and tells. Fails when
+# the owner left without a word: another one was first, or it could not be started.
+#
+# The left side of the pipe waits for the owner, so that a short command leaves no orphan for the sandbox's init to
+# reap, and is killed when the owner goes on alone. Nothing runs by `&`: that would make the command ignore SIGINT.
+sd_launch() {
+    sd_setsid=setsid
+    command -v setsid >/dev/null || sd_setsid=
+    {
+        $sd_setsid sh -c "$SANDHOLD_LAUNCHER" sandhold own "$@" 7>&1 >/dev/null </dev/null
+        : # without a command after it, some shells would become the owner instead of waiting for it
+    } | {
+        read -r sd_word sd_pid || exit 1
+        [ "$sd_word" = late ] && kill -9 "$sd_pid"
+        sd_look "$1"
+        sd_tell
+    }
+}
+
+# Waits until sd_until for one of the calls to be over. Owners ring every bell that hangs in ~/.sandhold/bells.
+sd_wait_for() {
+    sd_bell=$sd_home/bells/$$ sd_rings=
+    if mkdir -p "$sd_home/bells" && { [ -p "$sd_bell" ] || mkfifo "$sd_bell"; }; then
+        exec 8<>"$sd_bell" && command -v timeout >/dev/null && sd_rings=1
+        sd_take_down_stale_bells
+    fi
+    while :; do
+        for sd_each; do
+            sd_look "$sd_each"
+            case $sd_state in
+            running) ;;
+            absent) sd_find_marked "$sd_each" || break 2 ;;
+            *) break 2 ;;
+            esac
+        done
+        sd_clock
+        sd_left=$((sd_until - sd_now))
+        [ $sd_left -gt 0 ] || break
+        if [ "$sd_rings" ]; then
+            sd_to_seconds $sd_left
+            timeout "$sd_seconds" head -n 1 <&8 >/dev/null 8>&-
+            # A ring, or the end of the wait; anything else (no fractions, no process left) is no way to wait.
+            case $? in 0 | 124 | 143) ;; *) sd_rings= ;; esac
+        else
+            sd_sleep $((sd_left < 20 ? sd_left : 20))
+        fi
+    done
+    rm -f "$sd_bell"
+}
+
+# A request that was killed leaves its bell behind.
+sd_take_down_stale_bells() {
+    for sd_file in "$sd_home"/bells/*; do
+        [ -e "/proc/${sd_file##*/}" ] || rm -f "$sd_file"
+    done
+}
+
+# Waits until one of the calls is over; tells of those that are, at most $1 of them.
+sd_follow() {
+    sd_most=$1
+    sd_clock
+    sd_until=$((sd_now + $2))
+    shift 2
+    sd_wait_for "$@"
+    for sd_each; do
+        sd_look "$sd_each"
+        [ "$sd_state" = absent ] && sd_find_marked "$sd_each" && sd_state=running
+        [ "$sd_state" = running ] && continue
+        sd_tell
+        [ $((sd_most -= 1)) -gt 0 ] || break
+    done
+}
+
+# Ends the call $1 with a grace of $2 hundredths. One that was never started is kept from starting later.
+sd_stop() {
+    sd_look "$1"
+    if [ "$sd_state" = absent ]; then
+        mkdir -p "$sd_folder"
+        set -C
+        printf '' >"$sd_folder/lock" && printf '' >"$sd_folder/ended.-.-.-.cancelled"
+        set +C
+        sd_look "$1"
+    fi
+    sd_late_at=
+    [ "$sd_state" = running ] && sd_end cancelled "$2"
+    sd_look "$1"
+    sd_tell
+}
+
+sd_request=$1
+case $sd_request in
+own)
+    shift
+    sd_own "$@"
+    ;;
+*)
+    sd_nonce=$2 sd_stdout_window=$3 sd_stderr_window=$4
+    shift 4
+    sd_clock
+    echo "<$sd_nonce $sd_now"
+    case $sd_request in
+    start)
+        sd_start "$@"
+        # Our owner, if it won, has moved the upload before it let us go on.
+        [ "$SANDHOLD_UPLOAD" ] && rm -f "$SANDHOLD_UPLOAD"
+        ;;
+    follow) sd_follow "$@" ;;
+    stop) sd_stop "$@" ;;
+    esac
+    echo "$sd_nonce>"
+    ;;
+esac
+exit 0
