@@ -20,7 +20,7 @@ answer() {
 }
 
 refuse() {
-    printf '%s' "$2" | answer "$1 0 0 text"
+    printf '%s' "$2" | answer "$1"
     exit 0
 }
 
@@ -31,13 +31,13 @@ if command -v base64 >/dev/null 2>&1; then
     encode() { base64; }
 fi
 
-[ -d "$path" ] && refuse directory ''
+[ -d "$path" ] && refuse 'directory 0 0' ''
 # Opening a pipe would wait for its other end, and a device may never end.
-[ -e "$path" ] && [ ! -f "$path" ] && refuse special ''
+[ -e "$path" ] && [ ! -f "$path" ] && refuse 'special 0 0' ''
 # Opening says better than a test why a file cannot be read: missing, or out of reach.
-why=$( (exec <"$path") 2>&1) || refuse failed "$why"
+why=$( (exec <"$path") 2>&1) || refuse 'failed 0 0' "$why"
 
-size=$(wc -c <"$path") || refuse failed 'the file cannot be read'
+size=$(wc -c <"$path") || refuse 'failed 0 0' 'the file cannot be read'
 size=$((size))
 if [ "$size" -le "$SANDHOLD_BOUND" ]; then
     head -c "$SANDHOLD_BOUND" <"$path" 2>/dev/null | encode | answer "whole $size 0 $encoding"
@@ -48,7 +48,7 @@ lines=$(($(wc -l <"$path")))
 # A last line without its newline is a line too.
 [ "$(($(tail -c 1 "$path" | wc -l)))" -eq 1 ] || lines=$((lines + 1))
 if [ "$SANDHOLD_OFFSET" -ge "$lines" ]; then
-    refuse "window $size $lines" ''
+    refuse "window $size $lines $encoding" ''
 fi
 # Nothing here holds more than a buffer: a line of any length ends at the bound.
 tail -n "+$((SANDHOLD_OFFSET + 1))" <"$path" 2>/dev/null |

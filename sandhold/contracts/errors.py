@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,8 +109,6 @@ class ProviderRule:
 
     becomes: ErrorCode
     status: range | None = None
-    no_answer: bool = False
-    timed_out: bool = False
     code: str | None = None
     message: str | None = None
     retryable: bool = False
@@ -117,11 +116,7 @@ class ProviderRule:
     hint: str | None = None
 
     def matches(self, fault: ProviderFault) -> bool:
-        if self.no_answer and fault.status is not None:
-            return False
         if self.status is not None and fault.status not in self.status:
-            return False
-        if self.timed_out and not fault.timed_out:
             return False
         if self.code is not None and (fault.code or "").upper() != self.code:
             return False
@@ -136,13 +131,27 @@ def _only(status: int) -> range:
 PROVIDER_ERRORS: tuple[ProviderRule, ...] = (
     ProviderRule(ErrorCode.PATH_NOT_FOUND, code="FILE_NOT_FOUND"),
     ProviderRule(ErrorCode.PERMISSION_DENIED, code="FILE_ACCESS_DENIED"),
-    ProviderRule(ErrorCode.STORAGE_FULL, status=_only(507)),
-    ProviderRule(ErrorCode.STORAGE_FULL, message=r"no space left|disk quota exceeded"),
+    ProviderRule(ErrorCode.INVALID_ARGUMENTS, code="INVALID_FILE_PATH"),
+    # The proxy's words for a sandbox that does not run, or not yet (daytonaio/daytona#4142, #4632).
+    ProviderRule(
+        ErrorCode.PROVIDER_UNAVAILABLE,
+        status=range(400, 405),
+        message=r"is the sandbox started|failed to resolve container|container not found|no such container",
+        retryable=True,
+    ),
+    # Before the disk of a sandbox: "Total disk quota exceeded" is about the account.
     ProviderRule(
         ErrorCode.QUOTA_EXCEEDED,
-        status=_only(400),
-        message=r"limit exceeded|quota",
+        status=range(400, 404),
+        message=r"\b(limit|quota)\b.{0,40}\bexceeded\b|\bexceed(s|ed|ing)?\b.{0,40}\b(limit|quota)\b",
         hint="The provider account has no capacity left. Stop or delete sandboxes that are not needed.",
+    ),
+    ProviderRule(ErrorCode.STORAGE_FULL, status=_only(507)),
+    ProviderRule(
+        ErrorCode.STORAGE_FULL,
+        status=range(400, 600),
+        message=r"no space left|disk quota exceeded",
+        hint="Delete what is not needed in the sandbox, or use a larger one.",
     ),
     ProviderRule(
         ErrorCode.CONNECTION_REQUIRED,
@@ -158,9 +167,9 @@ PROVIDER_ERRORS: tuple[ProviderRule, ...] = (
     ProviderRule(ErrorCode.CONFLICT, status=_only(409), retryable=True),
     ProviderRule(ErrorCode.TOO_LARGE, status=_only(413)),
     ProviderRule(ErrorCode.PROVIDER_UNAVAILABLE, status=_only(429), retryable=True),
-    ProviderRule(ErrorCode.PROVIDER_UNAVAILABLE, status=range(500, 600), retryable=True, ambiguous=True),
+    ProviderRule(ErrorCode.PROVIDER_REJECTED, status=_only(501)),
     ProviderRule(ErrorCode.PROVIDER_REJECTED, status=range(400, 500)),
-    ProviderRule(ErrorCode.PROVIDER_UNAVAILABLE, no_answer=True, retryable=True, ambiguous=True),
+    # A 5xx, no answer, or one that the client could not read: it may have been done.
     ProviderRule(ErrorCode.PROVIDER_UNAVAILABLE, retryable=True, ambiguous=True),
 )
 
@@ -171,7 +180,10 @@ def from_provider(fault: ProviderFault) -> ToolError:
     """What a fault of the provider means for the caller, by the table above."""
     rule = next(rule for rule in PROVIDER_ERRORS if rule.matches(fault))
     told = fault.message.strip()[:_MESSAGE_LIMIT]
-    what = f"the provider answered {fault.status}" if fault.status else "the provider did not answer"
+    if fault.status is not None:
+        what = f"the provider answered {fault.status}"
+    else:
+        what = "the provider did not answer in time" if fault.timed_out else "the request to the provider failed"
     return ToolError(
         code=rule.becomes,
         message=f"{what}: {told}" if told else what,
@@ -191,7 +203,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     for name, value in headers.items():
         if name.lower().startswith("retry-after"):
             try:
-                return min(max(float(value), 0.0), 300.0)
+                seconds = float(value)
             except ValueError:
                 continue
+            if math.isfinite(seconds):
+                return min(max(seconds, 0.0), 300.0)
     return None
