@@ -137,7 +137,7 @@ class Isolation:
     def __init__(self, bubblewrap: str, interpreter: Interpreter, toolbox: Path) -> None:
         self._bubblewrap = bubblewrap
         self._interpreter = interpreter
-        self._system = [*_system_arguments(interpreter), "--ro-bind", str(toolbox), TOOLBOX_MOUNT]
+        self._system = [*_system_arguments(), "--ro-bind", str(toolbox), TOOLBOX_MOUNT]
         self._own_python = not _system_python_is_new_enough()
         if self._own_python:
             for name in ("python3", "python"):
@@ -151,7 +151,7 @@ class Isolation:
 
     @classmethod
     def probe(cls, folder: Path) -> Isolation:
-        """The isolation of this machine, after the real profile has run once with `true`.
+        """The isolation of this machine, after the real profile has run once and has loaded the toolbox.
 
         `folder` is this server's own; the compiled toolbox is left there. Raises IsolationUnavailable.
         """
@@ -172,7 +172,7 @@ class Isolation:
         files = open_settings()
         try:
             arguments = self.arguments(home, MemorySizes(1 << 20, 1 << 20), files)
-            command = [self._bubblewrap, *arguments, "--", "/usr/bin/env", "true"]
+            command = [self._bubblewrap, *arguments, "--", *self._python("from toolbox import main")]
             done = subprocess.run(
                 command,
                 env={},
@@ -195,10 +195,13 @@ class Isolation:
 
         It shows in the host's process list, and holds nothing of the sandbox.
         """
-        folder, package = os.path.split(TOOLBOX_MOUNT)
-        program = f"import sys; sys.path.insert(0, {folder!r}); from {package}.main import main; main()"
-        python = [self._interpreter.executable, "-I", "-S", "-B", "-W", "ignore", "-c", program]
-        return [self._bubblewrap, "--args", str(arguments_descriptor), "--", *python, str(control_descriptor)]
+        toolbox = self._python("from toolbox.main import main; main()")
+        return [self._bubblewrap, "--args", str(arguments_descriptor), "--", *toolbox, str(control_descriptor)]
+
+    def _python(self, program: str) -> list[str]:
+        """A command line that runs `program` inside, where the toolbox can be imported and little else."""
+        path = f"import sys; sys.path.insert(0, {os.path.dirname(TOOLBOX_MOUNT)!r})"
+        return [self._interpreter.executable, "-I", "-S", "-B", "-W", "ignore", "-c", f"{path}; {program}"]
 
     def arguments(self, home: Path, sizes: MemorySizes, settings: Mapping[str, int]) -> list[str]:
         """bubblewrap's arguments for a sandbox; `settings` gives a descriptor for each generated file of /etc."""
@@ -226,7 +229,11 @@ class Isolation:
         ]
         for name, descriptor in settings.items():
             arguments += ["--perms", "0444", "--file", str(descriptor), f"/etc/{name}"]
-        arguments += ["--bind", str(home), HOME, "--remount-ro", "/", "--chdir", HOME]
+        arguments += ["--bind", str(home), HOME]
+        if not _below(self._interpreter.prefix, "/usr"):
+            # After the home, which may be its parent: a user of this machine may be called daytona, too.
+            arguments += ["--ro-bind", self._interpreter.prefix, self._interpreter.prefix]
+        arguments += ["--remount-ro", "/", "--chdir", HOME]
         return arguments
 
 
@@ -244,7 +251,7 @@ def memory_file(content: bytes) -> int:
     return descriptor
 
 
-def _system_arguments(interpreter: Interpreter) -> Iterator[str]:
+def _system_arguments() -> Iterator[str]:
     for folder in _SYSTEM_FOLDERS:
         # On a merged-/usr system /bin and the like are links, and must stay links.
         if os.path.islink(folder):
@@ -256,8 +263,6 @@ def _system_arguments(interpreter: Interpreter) -> Iterator[str]:
             yield from ("--symlink", os.readlink(path), path)
         elif os.access(path, os.R_OK):
             yield from ("--ro-bind", path, path)
-    if not _below(interpreter.prefix, "/usr"):
-        yield from ("--ro-bind", interpreter.prefix, interpreter.prefix)
 
 
 def _compile_toolbox(folder: Path) -> Path:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Exit code of a command that a signal ended: the shell's convention, 128 + signal.
 _SIGNALLED = 128
+_DESCRIPTORS = 65_536
 _CATCHABLE = [s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
@@ -40,6 +41,9 @@ class ChildLimits:
 
     def apply(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # The server has raised its own limit; programs that loop over all descriptors would feel that.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _DESCRIPTORS), most))
         if self._processes:
             resource.setrlimit(resource.RLIMIT_NPROC, (self._processes, self._processes))
         if self._file_bytes:

@@ -23,3 +23,9 @@ async def box(boxes: Boxes) -> AsyncIterator[Box]:
     started = await boxes.start(f"box-{uuid.uuid4()}")
     yield started
     await started.kill()
+
+
+@pytest.fixture(scope="session")
+async def shared_box(boxes: Boxes) -> Box:
+    """A sandbox that many tests look at and none changes."""
+    return await boxes.start("shared")

@@ -94,10 +94,10 @@ async def test_names_that_are_not_utf_8_do_not_break_a_listing(box: Box) -> None
     assert [entry.name for entry in await box.fs.list_files(".")] == ["bad\ufffdname", "good"]
 
 
-async def test_fifty_thousand_files_are_listed_and_searched(box: Box) -> None:
-    await box.run("mkdir many && cd many && seq -f 'file%.0f' 50000 | xargs touch")
-    assert len(await box.fs.list_files("many")) == 50_000
-    assert len((await box.fs.search_files("many", "*7")).files) == 5_000
+async def test_ten_thousand_files_are_listed_and_searched(box: Box) -> None:
+    await box.run("mkdir many && cd many && seq -f 'file%.0f' 10000 | xargs touch")
+    assert len(await box.fs.list_files("many")) == 10_000
+    assert len((await box.fs.search_files("many", "*7")).files) == 1_000
 
 
 async def test_find_names_file_line_and_content(box: Box) -> None:
@@ -213,9 +213,9 @@ async def test_streams_and_single_uploads_work(box: Box) -> None:
     assert (status, content) == (200, EVERY_BYTE)
 
 
-async def test_files_of_the_kernel_that_claim_to_be_empty_are_read_to_their_end(box: Box) -> None:
-    assert b"MemTotal" in (await box.fs.download_file("/proc/meminfo"))
-    status, content = await box.ask("GET", "/files/download", params={"path": "/proc/self/status"})
+async def test_files_of_the_kernel_that_claim_to_be_empty_are_read_to_their_end(shared_box: Box) -> None:
+    assert b"MemTotal" in (await shared_box.fs.download_file("/proc/meminfo"))
+    status, content = await shared_box.ask("GET", "/files/download", params={"path": "/proc/self/status"})
     assert (status, b"Name:" in content) == (200, True)
 
 
@@ -234,14 +234,14 @@ async def test_files_of_the_kernel_that_claim_to_be_empty_are_read_to_their_end(
         b"garbage" * 10_000,
     ],
 )
-async def test_a_broken_form_is_a_400(box: Box, body: bytes) -> None:
+async def test_a_broken_form_is_a_400(shared_box: Box, body: bytes) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     for route in ("/files/bulk-upload", "/files/upload-v2?path=x"):
-        status, _ = await box.ask("POST", route, data=body, headers=headers)
+        status, _ = await shared_box.ask("POST", route, data=body, headers=headers)
         assert status == 400
-    status, _ = await box.ask("POST", "/files/bulk-upload", data=body, headers={"Content-Type": "text/plain"})
+    status, _ = await shared_box.ask("POST", "/files/bulk-upload", data=body, headers={"Content-Type": "text/plain"})
     assert status == 400
-    await box.run("true")
+    await shared_box.run("true")
 
 
 async def test_a_hundred_megabytes_pass_with_flat_memory(box: Box, boxes: Boxes, tmp_path: Path) -> None:

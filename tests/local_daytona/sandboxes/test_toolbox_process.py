@@ -12,8 +12,8 @@ from daytona.common.errors import DaytonaBadRequestError, DaytonaProcessExecutio
 from tests.local_daytona.sandboxes.boxes import Box, all_gone, processes_named
 
 
-async def test_a_command_answers_its_exit_code_and_its_merged_output(box: Box) -> None:
-    done = await box.process.exec("echo out; echo err >&2; exit 7")
+async def test_a_command_answers_its_exit_code_and_its_merged_output(shared_box: Box) -> None:
+    done = await shared_box.process.exec("echo out; echo err >&2; exit 7")
     assert (done.exit_code, done.result) == (7, "out\nerr\n")
 
 
@@ -23,30 +23,30 @@ async def test_cwd_and_environment_are_the_commands(box: Box) -> None:
     assert await box.run("pwd", cwd="below/it") == "/home/daytona/below/it\n"
 
 
-async def test_commands_start_in_the_home_of_the_user_daytona(box: Box) -> None:
-    assert await box.run("pwd; whoami; echo ~ $HOME $USER") == (
+async def test_commands_start_in_the_home_of_the_user_daytona(shared_box: Box) -> None:
+    assert await shared_box.run("pwd; whoami; echo ~ $HOME $USER") == (
         "/home/daytona\ndaytona\n/home/daytona /home/daytona daytona\n"
     )
-    assert (await box.info.get_user_home_dir()).dir == "/home/daytona"
-    assert (await box.info.get_work_dir()).dir == "/home/daytona"
-    assert await box.info.get_version()
+    assert (await shared_box.info.get_user_home_dir()).dir == "/home/daytona"
+    assert (await shared_box.info.get_work_dir()).dir == "/home/daytona"
+    assert await shared_box.info.get_version()
 
 
-async def test_a_cwd_that_does_not_exist_is_a_bad_request_that_names_it(box: Box) -> None:
+async def test_a_cwd_that_does_not_exist_is_a_bad_request_that_names_it(shared_box: Box) -> None:
     with pytest.raises(DaytonaBadRequestError, match="/no/such/place"):
-        await box.process.exec("true", cwd="/no/such/place")
+        await shared_box.process.exec("true", cwd="/no/such/place")
 
 
 @pytest.mark.parametrize(
     "command",
     ["cat <<END\nhello\nEND", "echo hello # the end", "echo hel\\\nlo", "(exit 3); echo hello", "printf 'hello\\n'"],
 )
-async def test_every_shape_of_command_runs_as_written(box: Box, command: str) -> None:
-    assert await box.run(command) == "hello\n"
+async def test_every_shape_of_command_runs_as_written(shared_box: Box, command: str) -> None:
+    assert await shared_box.run(command) == "hello\n"
 
 
-async def test_standard_input_is_empty(box: Box) -> None:
-    assert await box.run("cat; read line || echo nothing") == "nothing\n"
+async def test_standard_input_is_empty(shared_box: Box) -> None:
+    assert await shared_box.run("cat; read line || echo nothing") == "nothing\n"
 
 
 async def test_a_timeout_is_a_408_and_kills_the_process_group(box: Box) -> None:
@@ -80,15 +80,15 @@ async def test_a_background_process_that_holds_the_output_is_waited_for_until_th
         await box.process.exec("sleep 1000 & echo early", timeout=1)
 
 
-async def test_a_command_that_a_signal_ends_answers_128_and_the_signal(box: Box) -> None:
-    assert (await box.process.exec("kill -KILL $$")).exit_code == 137
-    assert (await box.process.exec("kill -SEGV $$")).exit_code == 139
+async def test_a_command_that_a_signal_ends_answers_128_and_the_signal(shared_box: Box) -> None:
+    assert (await shared_box.process.exec("kill -KILL $$")).exit_code == 137
+    assert (await shared_box.process.exec("kill -SEGV $$")).exit_code == 139
 
 
-async def test_commands_start_with_default_signals(box: Box) -> None:
-    ignored = await box.run("grep -E 'Sig(Ign|Blk)' /proc/self/status")
+async def test_commands_start_with_default_signals(shared_box: Box) -> None:
+    ignored = await shared_box.run("grep -E 'Sig(Ign|Blk)' /proc/self/status")
     assert [int(line.split()[1], 16) for line in ignored.splitlines()] == [0, 0]
-    assert await box.run("yes | head -1") == "y\n"
+    assert await shared_box.run("yes | head -1") == "y\n"
 
 
 async def test_orphans_leave_no_zombies(box: Box) -> None:
@@ -102,12 +102,12 @@ async def test_fifty_commands_at_once_answer_each_its_own(box: Box) -> None:
     assert answers == [f"{number}\n" for number in range(50)]
 
 
-async def test_output_that_is_not_text_neither_breaks_nor_ends_the_answer(box: Box) -> None:
-    assert await box.run("printf 'a\\0b\\377c\\303\\251\\033[0m'") == "a\0b\ufffdcé\x1b[0m"
+async def test_output_that_is_not_text_neither_breaks_nor_ends_the_answer(shared_box: Box) -> None:
+    assert await shared_box.run("printf 'a\\0b\\377c\\303\\251\\033[0m'") == "a\0b\ufffdcé\x1b[0m"
 
 
-async def test_twenty_megabytes_of_output_arrive_whole(box: Box) -> None:
-    output = await box.run("head -c 20000000 /dev/zero | tr '\\0' x; printf 'é\\377'")
+async def test_twenty_megabytes_of_output_arrive_whole(shared_box: Box) -> None:
+    output = await shared_box.run("head -c 20000000 /dev/zero | tr '\\0' x; printf 'é\\377'")
     assert len(output) == 20_000_002
     assert output.endswith("xé\ufffd")
 
@@ -132,29 +132,29 @@ async def test_twenty_megabytes_of_output_arrive_whole(box: Box) -> None:
         None,
     ],
 )
-async def test_a_request_that_makes_no_sense_is_a_400(box: Box, body: object) -> None:
-    status, answer = await box.ask("POST", "/process/execute", json=body)
+async def test_a_request_that_makes_no_sense_is_a_400(shared_box: Box, body: object) -> None:
+    status, answer = await shared_box.ask("POST", "/process/execute", json=body)
     assert (status, answer["source"], answer["statusCode"]) == (400, "DAYTONA_DAEMON", 400)
     assert answer["code"] in ("INVALID_REQUEST_BODY", "BAD_REQUEST", "INVALID_FILE_PATH")
     assert (answer["method"], answer["path"]) == ("POST", "/process/execute")
-    await box.run("true")
+    await shared_box.run("true")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
-async def test_a_body_that_is_not_json_is_a_400(box: Box, body: bytes) -> None:
-    status, answer = await box.ask("POST", "/process/execute", data=body)
+async def test_a_body_that_is_not_json_is_a_400(shared_box: Box, body: bytes) -> None:
+    status, answer = await shared_box.ask("POST", "/process/execute", data=body)
     assert (status, answer["code"]) == (400, "INVALID_REQUEST_BODY")
 
 
-async def test_a_command_that_the_kernel_cannot_take_is_a_400_that_says_why(box: Box) -> None:
+async def test_a_command_that_the_kernel_cannot_take_is_a_400_that_says_why(shared_box: Box) -> None:
     with pytest.raises(DaytonaBadRequestError, match="Argument list too long"):
-        await box.process.exec(f": {'x' * 200_000}")
+        await shared_box.process.exec(f": {'x' * 200_000}")
 
 
-async def test_a_route_that_is_not_there_is_a_501_with_its_name(box: Box) -> None:
-    status, answer = await box.ask("POST", "/process/session", json={"sessionId": "s"})
+async def test_a_route_that_is_not_there_is_a_501_with_its_name(shared_box: Box) -> None:
+    status, answer = await shared_box.ask("POST", "/process/session", json={"sessionId": "s"})
     assert status == 501
     assert "POST /process/session" in answer["message"]
-    assert (await box.ask("PATCH", "/files/info"))[0] == 501
+    assert (await shared_box.ask("PATCH", "/files/info"))[0] == 501
     with pytest.raises(DaytonaError, match="/process/session"):
-        await box.process.create_session("s")
+        await shared_box.process.create_session("s")
