@@ -1,14 +1,14 @@
 """The process that hosts workflows and activities. Wiring only: what is done is in `workflows/` and `activities/`.
 
 It prints one line on stdout, `ready <URL of its health endpoint>`, once it polls; logs go to stderr.
-Exit codes: 0 stopped as asked, 1 a worker failed, 2 a setting is wrong, 4 Temporal cannot be reached.
+Exit codes: 0 stopped as asked, 1 a worker failed, 2 a setting or the namespace is wrong, 4 Temporal cannot be reached.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import signal
 import socket
 import sys
 import time
@@ -32,11 +32,12 @@ from activities.files import FileActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.statuses import StatusActivities
-from sandhold.contracts.names import follow_queue
+from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
-from sandhold.search_attributes import register_search_attributes
+from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
 from sandhold.settings import Settings, SettingsError
+from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
 from workflows.sandbox import Sandbox
@@ -44,13 +45,9 @@ from workflows.session import AgentSession
 
 log = structlog.get_logger("worker")
 
-CONNECT_FOR_S = 60.0
-"""How long a starting worker waits for Temporal before it gives up."""
 GRACEFUL_SHUTDOWN = timedelta(seconds=15)
 """Activities may finish for this long after SIGTERM: longer than the heartbeat timeouts, and than any activity
 but a follower's, so that a shutdown costs nobody a retry."""
-DEPLOYMENT_NAME = "sandhold"
-"""Name of the worker deployment when SANDHOLD_BUILD_ID is set."""
 
 # Modules that hold no state of a workflow: loading them once instead of once per workflow keeps a cached
 # session at a fifth of the memory, and a cold replay quick.
@@ -103,7 +100,7 @@ def build_workers(
     are cancelled at once: another worker goes on following from the offsets in workflow state.
     """
     versioning = WorkerDeploymentConfig(
-        version=WorkerDeploymentVersion(deployment_name=DEPLOYMENT_NAME, build_id=build_id or ""),
+        version=WorkerDeploymentVersion(deployment_name=WORKER_DEPLOYMENT, build_id=build_id or ""),
         use_worker_versioning=True,
         default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
     )
@@ -140,9 +137,16 @@ def build_workers(
     return calls, followers
 
 
-async def connect_when_up(settings: Settings, identity: str, runtime: Runtime) -> Client:
-    """Connect, waiting for a server that is still starting. Raises TemporalUnreachable after a minute."""
-    deadline = time.monotonic() + CONNECT_FOR_S
+class Stopped(Exception):
+    """Asked to stop before anything was served."""
+
+
+async def connect_when_up(settings: Settings, identity: str, runtime: Runtime, stop: asyncio.Event) -> Client:
+    """Connect, waiting for a server that is still starting.
+
+    Raises TemporalUnreachable after `reconnect_s`, and Stopped.
+    """
+    deadline = time.monotonic() + settings.reconnect_s
     pause_s = 0.1
     while True:
         try:
@@ -151,19 +155,21 @@ async def connect_when_up(settings: Settings, identity: str, runtime: Runtime) -
             if time.monotonic() + pause_s > deadline:
                 raise
             log.warning("waiting for Temporal", reason=str(error), again_in_s=pause_s)
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause_s)
+            if stop.is_set():
+                raise Stopped from error
             pause_s = min(pause_s * 2, 5.0)
 
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then let running activities finish. Raises when a worker fails."""
     stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    on_stop_signal(asyncio.get_running_loop(), stop.set)
     identity = f"worker-{os.getpid()}@{socket.gethostname()}"
     metrics = PrometheusConfig(bind_address=settings.metrics_address) if settings.metrics_address else None
     runtime = Runtime(telemetry=TelemetryConfig(logging=core_logging(), metrics=metrics))
-    client = await connect_when_up(settings, identity, runtime)
+    client = await connect_when_up(settings, identity, runtime, stop)
     deployment = await deployment_id(client)
     registered = await register_search_attributes(client)
     log.info("connected", deployment=deployment, namespace=client.namespace, registered=registered)
@@ -216,12 +222,15 @@ async def _announce(probe: WorkerProbe, url: str) -> None:
 
 def main() -> int:
     """Run the worker; the exit code."""
+    block_stop_signals()
     configure_logging()
     try:
         settings = Settings.load()
         configure_logging(settings.log_level, settings.log_format)
         asyncio.run(serve(settings))
-    except (SettingsError, NamespaceMissing) as error:
+    except Stopped:
+        pass
+    except (SettingsError, NamespaceMissing, SearchAttributesUnusable) as error:
         log.error("cannot start", reason=str(error))
         return 2
     except TemporalUnreachable as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 
 from daytona import AsyncDaytona, DaytonaConfig
 from rich.console import Console
@@ -17,7 +18,8 @@ from sandhold.cli.stack.interrupts import Interrupted, until_interrupted
 from sandhold.cli.stack.options import StackOptions
 from sandhold.cli.stack.plans import without_proxy_on_loopback
 from sandhold.cli.stack.stack import Stack
-from sandhold.client import Sandhold
+from sandhold.client import Sandhold, SandholdError, SessionNotFound, TemporalUnreachable
+from sandhold.contracts.names import SESSION_LABEL
 from sandhold.settings import Settings
 
 LOCAL_BOUND_S = 175.0
@@ -66,7 +68,11 @@ async def _show(stack: Stack, report: Report) -> int:
         os.environ.update(without_proxy_on_loopback(os.environ))
     key = settings.daytona_api_key
     assert key is not None
-    config = DaytonaConfig(api_key=key.get_secret_value(), api_url=settings.daytona_api_url)
+    # Without polling the client would connect an event socket, which takes SIGINT over (see `sandhold.stop_signals`).
+    warnings.filterwarnings("ignore", message="Polling-only mode", category=DeprecationWarning)
+    config = DaytonaConfig(
+        api_key=key.get_secret_value(), api_url=settings.daytona_api_url, use_deprecated_polling=True
+    )
     async with AsyncDaytona(config) as provider:
         sandhold = await Sandhold.connect(settings)
         agent = ScriptedAgent(stack, sandhold, provider, report)
@@ -77,10 +83,24 @@ async def _show(stack: Stack, report: Report) -> int:
         except Exception as error:
             _show_why(stack, report, error)
             if not stack.local_provider:
-                await agent.clean_up()
+                await _clean_up(agent, report)
             return 1
     report.summary()
     return 0
+
+
+async def _clean_up(agent: ScriptedAgent, report: Report) -> None:
+    """Leave nothing at a real account. What cannot be deleted now ends by the provider's own limits."""
+    try:
+        await agent.clean_up()
+    except SessionNotFound:
+        return
+    except (SandholdError, TemporalUnreachable) as error:
+        label = f"{SESSION_LABEL}={agent.session_id}"
+        report.console.print(f"[red]Its session did not end ({escape(str(error))}).[/]", highlight=False)
+        report.console.print(f"Look for sandboxes with the label {label} at the provider.", highlight=False)
+    else:
+        report.console.print("Its session was ended and its sandboxes were deleted.")
 
 
 def _show_why(stack: Stack, report: Report, error: Exception) -> None:

@@ -109,9 +109,8 @@ class ScriptedAgent:
             await self._nothing_is_left(step)
 
     async def clean_up(self) -> None:
-        """After a failure at a real account: let go of what was created. The local server keeps nothing anyway."""
-        if hasattr(self, "_session"):
-            await self._session.end("the demo failed", timeout=self._patience_s)
+        """After a failure at a real account: end the session, if it was opened, and so delete what it created."""
+        await self._sandhold.session(self.session_id).end("the demo failed", timeout=self._patience_s)
 
     async def _open(self, step: Step) -> None:
         step.call(f"open session {self.session_id}, policy: stop a sandbox after {self._policy.idle_stop_s:g} s unused")
@@ -166,7 +165,7 @@ class ScriptedAgent:
             killed_at = time.monotonic()
             step.event(f"worker process {victim} killed with SIGKILL; the build runs on in its sandbox")
             successor = await self._until(self._successor_of(victim), "a new worker starts")
-            step.event(f"worker process {successor} took over after {time.monotonic() - killed_at:.1f} s")
+            step.event(f"worker process {successor} was started {time.monotonic() - killed_at:.1f} s later")
             result = await command
         finally:
             command.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -69,15 +70,16 @@ def show_addresses(stack: Stack, console: Console) -> None:
     else:
         for name, value in rows:
             console.print(f"{name}: {value}", markup=False, highlight=False)
-    prefix = _environment_for(stack)
+    program = "sandhold" if shutil.which("sandhold") else ".venv/bin/sandhold"
+    prefix = f"{_environment_for(stack)}{program}"
     console.print("\nGo on in another terminal:", highlight=False)
     for command in (
-        "sandhold session start --session first",
-        "sandhold call first daytona_create_sandbox '{}'",
-        "sandhold exec first sandbox-1 -- uname -a",
-        "sandhold session end first",
+        "session start --session first",
+        "call first daytona_create_sandbox '{}'",
+        "exec first sandbox-1 -- uname -a",
+        "session end first",
     ):
-        console.print(f"  {prefix}{command}", markup=False, highlight=False)
+        console.print(f"  {prefix} {command}", markup=False, highlight=False)
     console.print("\nCtrl-C ends the stack; sessions are kept.", highlight=False)
 
 

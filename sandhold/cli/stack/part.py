@@ -83,7 +83,9 @@ class Part:
             await asyncio.wait([self.supervision])
         if self.process is not None:
             if self.pid is not None:
-                os.kill(self.pid, signal.SIGTERM)
+                # It may have ended without the event loop knowing yet.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGTERM)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.process.wait(), self.plan.stop_within_s)
             self.kill()
