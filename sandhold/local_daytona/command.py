@@ -23,7 +23,7 @@ from sandhold.local_daytona.store import DataFolder, DataFolderDamaged, DataFold
 from sandhold.local_daytona.toolbox_routes import toolbox_routes
 
 API_KEY_VARIABLE = "SANDHOLD_LOCAL_DAYTONA_API_KEY"
-DEFAULT_DATA_DIR = Path(".sandhold/local-daytona")
+DEFAULT_DATA_DIR = Path(".sandhold/daytona")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 

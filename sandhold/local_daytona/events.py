@@ -7,6 +7,7 @@ every event goes to every authenticated connection of the one organisation.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,16 +30,20 @@ class Events:
         self._api_key = api_key.encode()
         self._details = details
         self._server = _socket_server()
+        self._connections: set[asyncio.Transport] = set()
         self._server.on("connect", self._connect)
 
     def attach(self, app: web.Application) -> None:
-        self._server.attach(app, socketio_path=SOCKET_PATH)
+        app.router.add_get(f"/{SOCKET_PATH}/", self._converse)
 
     async def close(self) -> None:
-        """Disconnect every client, so that no open socket delays the end of the server."""
-        for session_id in list(self._server.manager.get_participants("/", _ROOM)):
-            await self._server.disconnect(session_id[0])
+        """Cut every connection, so that none delays the end of the server.
+
+        A client that loses its connection tries again by itself; one that is told goodbye does not.
+        """
         await self._server.shutdown()
+        for transport in list(self._connections):
+            transport.close()
 
     async def created(self, record: SandboxRecord) -> None:
         await self._server.emit("sandbox.created", self._details(record), room=_ROOM)
@@ -47,9 +52,21 @@ class Events:
         event = {"sandbox": self._details(record), "oldState": old.value, "newState": record.state.value}
         await self._server.emit("sandbox.state.updated", event, room=_ROOM)
 
+    async def _converse(self, request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        if transport is None:
+            return web.Response()  # to nobody: the client left before its turn came
+        self._connections.add(transport)
+        try:
+            answer: web.StreamResponse = await self._server.handle_request(request)
+            return answer
+        finally:
+            self._connections.discard(transport)
+
     async def _connect(self, session_id: str, environ: Mapping[str, Any], auth: object = None) -> None:
         token = auth.get("token") if isinstance(auth, dict) else None
-        if not isinstance(token, str) or not hmac.compare_digest(token.encode(), self._api_key):
+        given = token.encode("utf-8", "surrogatepass") if isinstance(token, str) else b""
+        if not hmac.compare_digest(given, self._api_key):
             raise _refused("Unauthorized")
         await self._server.enter_room(session_id, _ROOM)
 

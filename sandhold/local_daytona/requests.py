@@ -7,6 +7,8 @@ a sandbox that quietly lacks what was asked for is worse than none.
 from __future__ import annotations
 
 import re
+import uuid
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from aiohttp import web
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from sandhold.local_daytona.errors import ApiError, bad_request
+from sandhold.local_daytona.records import DesiredState, SandboxRecord, State
 from sandhold.local_daytona.snapshots import DEFAULT_SNAPSHOT, Snapshot, snapshot_for_create
 
 #: The largest JSON body of the control plane; labels and environment of any sensible size fit.
@@ -24,6 +27,14 @@ MAX_CPU, MAX_MEMORY_GIB, MAX_DISK_GIB = 4, 8, 10
 _MARKUP = re.compile(r"</?[a-zA-Z!][^>]*>")
 _ADDRESS = re.compile(r"://|\bwww\.", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+_INTERVALS = {
+    "auto_stop_interval",
+    "auto_pause_interval",
+    "auto_archive_interval",
+    "auto_delete_interval",
+    "queue_timeout",
+}
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -99,6 +110,37 @@ class CreateRequest(_Body):
         if any(size is not None for size in (self.cpu, self.memory, self.disk)):
             raise bad_request("Cannot specify Sandbox resources when using a snapshot")
         return snapshot_for_create(self.snapshot)
+
+    def new_record(self, minute: timedelta) -> SandboxRecord:
+        """A new sandbox in `creating` as asked for, with the provider's defaults for the rest.
+
+        `minute` is the length of the API's minutes. Raises a 400 for what cannot be.
+        """
+        self.refuse_the_impossible()
+        snapshot = self.chosen_snapshot()
+        sandbox_id = str(uuid.uuid4())
+        now = datetime.now(UTC)
+        record = SandboxRecord(
+            id=sandbox_id,
+            name=sandbox_id if self.name is None else check_name(self.name),
+            state=State.CREATING,
+            desired_state=DesiredState.STARTED,
+            labels=self.labels or {},
+            env=self.env or {},
+            snapshot=snapshot.name,
+            target=self.target or "local",
+            public=bool(self.public),
+            network_block_all=bool(self.network_block_all),
+            cpu=self.cpu or snapshot.cpu,
+            memory=self.memory or snapshot.memory,
+            disk=self.disk or snapshot.disk,
+            created_at=now,
+            updated_at=now,
+            last_activity_at=now,
+            **self.model_dump(include=_INTERVALS, exclude_none=True),
+        )
+        record.set_ttl(self.ttl_minutes or 0, minute)
+        return record
 
 
 class LabelsRequest(_Body):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,7 +29,7 @@ from sandhold.local_daytona.errors import (
 from sandhold.local_daytona.events import Events
 from sandhold.local_daytona.interface import RunningSandbox, Runtime, SandboxSpec, SandboxStartFailed
 from sandhold.local_daytona.records import COMING_UP, DesiredState, SandboxRecord, State
-from sandhold.local_daytona.requests import CreateRequest, check_name
+from sandhold.local_daytona.requests import CreateRequest
 from sandhold.local_daytona.store import DataFolder
 
 log = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ class Sandboxes:
 
     async def create(self, request: CreateRequest, interference: Interference = NO_INTERFERENCE) -> Sandbox:
         """A new sandbox on record, in `creating`. Raises 400 for what cannot be, 409 for a name in use."""
-        record = self._new_record(request)
+        record = request.new_record(self.minute)
         if record.name in self._by_name:
             raise name_taken(record.name)
         sandbox = Sandbox(record)
@@ -235,46 +234,11 @@ class Sandboxes:
         for change in changes:
             change.cancel()
         await asyncio.gather(*changes, return_exceptions=True)
+        for sandbox in self:
+            sandbox.settled.set()  # nobody needs to wait for what will not come in this run
         await self._runtime.close()
 
     # Inside
-
-    def _new_record(self, request: CreateRequest) -> SandboxRecord:
-        request.refuse_the_impossible()
-        snapshot = request.chosen_snapshot()
-        sandbox_id = str(uuid.uuid4())
-        now = datetime.now(UTC)
-        chosen = request.model_dump(
-            include={
-                "auto_stop_interval",
-                "auto_pause_interval",
-                "auto_archive_interval",
-                "auto_delete_interval",
-                "queue_timeout",
-            },
-            exclude_none=True,
-        )
-        record = SandboxRecord(
-            id=sandbox_id,
-            name=sandbox_id if request.name is None else check_name(request.name),
-            state=State.CREATING,
-            desired_state=DesiredState.STARTED,
-            labels=request.labels or {},
-            env=request.env or {},
-            snapshot=snapshot.name,
-            target=request.target or "local",
-            public=bool(request.public),
-            network_block_all=bool(request.network_block_all),
-            cpu=request.cpu or snapshot.cpu,
-            memory=request.memory or snapshot.memory,
-            disk=request.disk or snapshot.disk,
-            created_at=now,
-            updated_at=now,
-            last_activity_at=now,
-            **chosen,
-        )
-        record.set_ttl(request.ttl_minutes or 0, self.minute)
-        return record
 
     async def _found_unarchiving(self, key: str) -> Sandbox:
         """The sandbox, once an archiving that is under way has ended: it does not count as pending."""
@@ -325,12 +289,16 @@ class Sandboxes:
         sandbox.change = asyncio.create_task(watched())
 
     async def _fail(self, sandbox: Sandbox, reason: str) -> None:
+        """End a change in `error` come what may, so that the sandbox can be deleted."""
         try:
             await self._kill(sandbox)
-            await self._settle(sandbox, State.ERROR, reason=reason, recoverable=True)
         except Exception:
-            # The state in memory is right; the record on the disk says what the next run has to finish.
-            log.exception("sandbox %s: its failure could not be completed", sandbox.record.id)
+            log.exception("sandbox %s: its processes could not be ended", sandbox.record.id)
+        try:
+            await self._settle(sandbox, State.ERROR, reason=reason, recoverable=True)
+        except OSError:
+            # In memory it is in `error`; the record on the disk tells the next run what to finish.
+            log.exception("sandbox %s: its error could not be recorded", sandbox.record.id)
 
     async def _bring_up(self, sandbox: Sandbox, interference: Interference) -> None:
         record = sandbox.record

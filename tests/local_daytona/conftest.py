@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,12 @@ class Trivial:
     http: aiohttp.ClientSession
     api: Api
     faults: FaultPlan
-    daytona: AsyncDaytona
     _under_way: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    @cached_property
+    def daytona(self) -> AsyncDaytona:
+        """An official client of this server, made when it is first needed."""
+        return AsyncDaytona(DaytonaConfig(api_key=API_KEY, api_url=self.server.api_url, target="local"))
 
     @property
     def data_dir(self) -> Path:
@@ -72,6 +77,8 @@ class Trivial:
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
+        if "daytona" in vars(self):
+            await self.daytona.close()
 
 
 StartTrivial = Callable[..., AbstractAsyncContextManager[Trivial]]
@@ -84,12 +91,13 @@ async def _trivial_server(data_dir: Path, **options: Any) -> AsyncIterator[Trivi
     server = Server(folder, runtime, trivial_toolbox, ServerOptions(API_KEY, faults=True, **options))
     await server.start()
     try:
-        config = DaytonaConfig(api_key=API_KEY, api_url=server.api_url, target="local")
-        async with aiohttp.ClientSession() as http, AsyncDaytona(config) as daytona:
+        async with aiohttp.ClientSession() as http:
             api, plan = Api(http, server.origin), FaultPlan(http, server.api_url, API_KEY)
-            trivial = Trivial(server, folder, runtime, http, api, plan, daytona)
-            yield trivial
-            await trivial.close()
+            trivial = Trivial(server, folder, runtime, http, api, plan)
+            try:
+                yield trivial
+            finally:
+                await trivial.close()
     finally:
         await server.close()
         folder.close()

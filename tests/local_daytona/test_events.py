@@ -89,7 +89,7 @@ async def test_a_sandbox_that_dies_is_told(trivial: Trivial) -> None:
         assert (await listener.changes("stopped"))[-1] == ("started", "stopped")
 
 
-@pytest.mark.parametrize("token", ["wrong", "", None, 5])
+@pytest.mark.parametrize("token", ["wrong", "", "schl\u00fcssel", None, 5])
 async def test_a_listener_without_the_key_is_refused(trivial: Trivial, token: object) -> None:
     with pytest.raises(socketio.exceptions.ConnectionError):
         async with listening(trivial.server.api_url, token):

@@ -311,6 +311,17 @@ async def test_a_start_that_crashes_ends_in_error_too(trivial: Trivial) -> None:
     assert (await trivial.daytona.get(NAME)).state == "error"
 
 
+async def test_a_stop_that_crashes_ends_in_an_error_that_can_be_recovered_or_deleted(trivial: Trivial) -> None:
+    sandbox = await create(trivial)
+    trivial.runtime.started[sandbox.id].next_kill_failure = RuntimeError("unforeseen")
+    with pytest.raises(DaytonaError, match="stopping failed: unforeseen"):
+        await sandbox.stop()
+
+    await sandbox.recover()
+    await sandbox.delete(wait=True)
+    assert sandbox.state == "destroyed"
+
+
 async def test_a_sandbox_that_dies_is_stopped_with_the_reason_and_starts_again(trivial: Trivial) -> None:
     sandbox = await create(trivial)
     trivial.runtime.started[sandbox.id].die("out of memory")
@@ -346,7 +357,7 @@ async def test_a_deleted_sandbox_leaves_nothing_in_the_data_folder(trivial: Triv
 
 async def test_a_home_without_rights_or_bottom_is_deleted_too(daytona: AsyncDaytona) -> None:
     sandbox = await daytona.create()
-    nested = 'python3 -c \'import os; [(os.mkdir("d"), os.chdir("d")) for _ in range(1500)]\''
+    nested = 'python3 -c \'import os; [(os.mkdir("d"), os.chdir("d")) for _ in range(1100)]\''
     made = await sandbox.process.exec(f"mkdir -p shut/in && touch shut/in/f && chmod 000 shut/in shut; {nested}")
     assert made.exit_code == 0, made.result
 

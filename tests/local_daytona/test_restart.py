@@ -6,16 +6,19 @@ import asyncio
 import os
 import signal
 import stat
-import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from daytona import AsyncDaytona, CreateSandboxFromSnapshotParams
 from daytona.common.errors import DaytonaConflictError, DaytonaNotFoundError
 
+from sandhold.local_daytona import command
+from sandhold.local_daytona.command import main
+from sandhold.local_daytona.interface import IsolationUnavailable
+from sandhold.local_daytona.runtime import BubblewrapRuntime
 from tests.local_daytona.conftest import Api
 from tests.local_daytona_server import (
-    CHECKOUT,
     LocalDaytona,
     ServerDidNotStart,
     running_local_daytona,
@@ -34,7 +37,9 @@ async def reached(daytona: AsyncDaytona, name: str, state: str) -> None:
 
 async def test_a_killed_server_is_followed_by_one_that_knows_its_sandboxes(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    async with running_local_daytona(data_dir) as first, first.client() as daytona:
+    async with AsyncExitStack() as servers:
+        first = await servers.enter_async_context(running_local_daytona(data_dir))
+        daytona = await servers.enter_async_context(first.client())
         for name in ("ran", "stopped", "archived"):
             sandbox = await daytona.create(named(name))
             await sandbox.fs.upload_file(name.encode(), "/home/daytona/note")
@@ -46,7 +51,9 @@ async def test_a_killed_server_is_followed_by_one_that_knows_its_sandboxes(tmp_p
         organization = sandbox.organization_id
         await first.kill()
 
-    async with running_local_daytona(data_dir) as second, second.client() as daytona:
+        # At the same address, so that the same client goes on.
+        port = int(first.origin.rsplit(":", 1)[1])
+        await servers.enter_async_context(running_local_daytona(data_dir, port=port))
         after = {row.name: (row.id, row.state) async for row in daytona.list()}
         assert after == {
             "ran": (before["ran"], "stopped"),
@@ -136,19 +143,40 @@ async def test_a_port_in_use_is_refused_and_touches_no_sandbox(tmp_path: Path, l
     assert caught.value.code == 1
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-async def test_an_address_beyond_loopback_is_refused(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ServerDidNotStart, match="loopback") as caught:
-        async with running_local_daytona(tmp_path / "data", options=["--host", host]):
-            pass
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_an_address_beyond_loopback_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str) -> None:
+    assert main(["--data-dir", str(tmp_path / "data"), "--host", host]) == 2
+    assert "loopback" in caplog.text
+    assert not (tmp_path / "data").exists()
+
+
+def test_short_minutes_are_for_tests_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["--data-dir", str(tmp_path / "data"), "--minute-seconds", "1"]) == 2
+    assert "--faults" in caplog.text
+
+
+@pytest.mark.parametrize("options", [["--port", "70000"], ["--port", "x"], ["--unisolated"]])
+def test_a_wrong_option_is_a_usage_error(options: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(options)
     assert caught.value.code == 2
 
 
-async def test_short_minutes_are_for_tests_only(tmp_path: Path) -> None:
-    with pytest.raises(ServerDidNotStart, match="--faults") as caught:
-        async with running_local_daytona(tmp_path / "data", faults=False, minute_s=1):
-            pass
-    assert caught.value.code == 2
+def test_without_isolation_nothing_is_served_and_the_reason_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def unavailable(data_dir: Path) -> BubblewrapRuntime:
+        raise IsolationUnavailable("user namespaces are switched off; switch them on")
+
+    monkeypatch.setattr(BubblewrapRuntime, "open", unavailable)
+    monkeypatch.setattr(command, "give_up_root", lambda data_dir: None)
+
+    assert main(["--data-dir", str(tmp_path / "data")]) == 1
+    assert "user namespaces are switched off; switch them on" in caplog.text
+    assert capsys.readouterr().out == ""
 
 
 async def test_a_damaged_record_is_named_and_left_alone(tmp_path: Path) -> None:
@@ -190,21 +218,6 @@ async def test_standard_output_is_one_line_and_the_limits_are_told_on_standard_e
     said = (tmp_path / "data.log").read_text()
     for what in ("memory", "processes", "disk"):
         assert f"limit on {what}: " in said
-
-
-async def test_a_wrong_option_is_a_usage_error() -> None:
-    for options in (["--port", "70000"], ["--port", "x"], ["--unisolated"]):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "sandhold.local_daytona",
-            *options,
-            cwd=CHECKOUT,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        out, _ = await process.communicate()
-        assert (process.returncode, out) == (2, b"")
 
 
 def _processes_of(sandbox_id: str) -> list[int]:

@@ -20,9 +20,13 @@ class TrivialSandbox:
     def __init__(self, sandbox_id: str, may_be_killed: asyncio.Event) -> None:
         self.sandbox_id = sandbox_id
         self._may_be_killed = may_be_killed
+        self.next_kill_failure: Exception | None = None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def kill(self) -> None:
+        failure, self.next_kill_failure = self.next_kill_failure, None
+        if failure is not None:
+            raise failure
         await self._may_be_killed.wait()
         self.die("killed")
 
