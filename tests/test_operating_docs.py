@@ -58,9 +58,11 @@ class Operator:
     async def sees(self, command: str, *wanted: str) -> str:
         """Type the command until its answer holds all of `wanted`: visibility may lag behind by a moment."""
         async with asyncio.timeout(PATIENCE_S):
-            while not all(each in (answer := await self.types(command)) for each in wanted):
+            while True:
+                answer = await self.types(command)
+                if all(each in answer for each in wanted):
+                    return answer
                 await asyncio.sleep(0.2)
-        return answer
 
 
 @pytest.fixture(scope="module")
