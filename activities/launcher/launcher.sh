@@ -7,7 +7,7 @@
 #   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
 #   stdout stderr             what the command wrote, byte for byte
 #   script                    the script, when it is too large for a variable
-#   reason                    why the command is being ended: timed_out or cancelled, and the grace
+#   ending.REASON.GRACE       somebody ends the command: timed_out or cancelled
 #   ended.CODE.BORN.ENDED.REASON   how it ended
 #
 # What must never be half written is said by the name of an empty file: making one is atomic, needs no process,
@@ -66,11 +66,11 @@ sd_owner_lives() {
     return 1
 }
 
-# Sets sd_marked to the pids that carry the mark of the call $1. Also finds what left the command's process
-# group and session.
+# Sets sd_marked to the pids that carry the mark $1 in their environment; fails when there are none. The command's
+# mark is SANDHOLD_CALL=ID/, which also finds what left its process group and session; its owner's, SANDHOLD_OWNS=ID/.
 sd_find_marked() {
     sd_marked=
-    for sd_file in $(grep -lF "SANDHOLD_CALL=$1/" /proc/[0-9]*/environ); do
+    for sd_file in $(grep -lF "$1" /proc/[0-9]*/environ); do
         sd_file=${sd_file#/proc/}
         sd_marked="$sd_marked ${sd_file%/environ}"
     done
@@ -88,7 +88,7 @@ sd_signal() {
             sd_process "$sd_pid" && [ "$sd_session" = "$sd_pid" ] && kill "-$1" "-$sd_pid" && sd_hit=1
         done
     fi
-    sd_find_marked "$sd_call"
+    sd_find_marked "SANDHOLD_CALL=$sd_call/"
     for sd_pid in $sd_marked; do
         sd_process "$sd_pid" || continue
         [ "$sd_status" = Z ] && continue
@@ -116,6 +116,13 @@ sd_look() {
     elif ! sd_has_ended; then # it may have ended between the two looks
         sd_state=interrupted
     fi
+}
+
+# As sd_look, but an absent call whose owner lives runs: it has removed its own folder.
+sd_look_closely() {
+    sd_look "$1"
+    [ "$sd_state" = absent ] && sd_find_marked "SANDHOLD_OWNS=$1/" && sd_state=running
+    return 0
 }
 
 sd_has_ended() {
@@ -176,15 +183,14 @@ fi
 
 # ---- Ending a command
 
-# Ends the call sd_call: TERM, at most $2 hundredths of a second of grace, KILL. $1 is why; the first reason given
-# is the one that counts. Returns when the owner has published the end, or there is none left to do so.
+# Ends the call sd_call: TERM, at most $2 hundredths of a second of grace, KILL. $1 is why. Returns when the owner
+# has published the end, or there is none left to do so.
 sd_end() {
-    set -C
-    printf '%s\n' "$1 $2" >"$sd_folder/reason"
-    set +C
+    [ -d "$sd_folder" ] || mkdir -p "$sd_folder"
+    printf '' >"$sd_folder/ending.$1.$2"
     sd_clock
     sd_until=$((sd_now + $2)) sd_with=TERM sd_sent=
-    while sd_look "$sd_call" && [ "$sd_state" = running ]; do
+    while sd_look_closely "$sd_call" && [ "$sd_state" = running ]; do
         # The command may be between fork and exec, where nothing tells it yet: try until something was hit.
         [ "$sd_sent" ] || { sd_signal $sd_with && sd_sent=1; }
         sd_sleep 5
@@ -201,7 +207,7 @@ sd_end() {
 sd_sweep() {
     sd_clock
     sd_until=$((sd_now + $1))
-    while sd_find_marked "$sd_call"; do
+    while sd_find_marked "SANDHOLD_CALL=$sd_call/"; do
         sd_clock
         if [ "$sd_now" -ge "$sd_until" ]; then
             sd_signal KILL || break
@@ -219,12 +225,11 @@ sd_say_late() {
     sd_late_at=
 }
 
-# Ends the command when its time is up; wakes the request when its wait is over. Killed by the owner at the end.
-# No sleep is left behind: the trap is set before there is one to kill, and looked at again after. By KILL, because
-# a TERM that comes between fork and exec is caught by the shell's own handler and lost.
+# Ends the command when its time is up; wakes the request when its wait is over. Told by TERM that the command has
+# ended, it leaves.
 sd_watch() {
     sd_told= sd_nap=
-    trap 'sd_told=1; [ "$sd_nap" ] && kill -9 "$sd_nap" && wait "$sd_nap"; exit' TERM
+    trap 'sd_told=1; [ "$sd_nap" ] && kill -9 "$sd_nap"' TERM
     trap '' PIPE
     sd_clock
     sd_late_at=$((sd_now + sd_wait))
@@ -239,14 +244,21 @@ sd_watch() {
     sd_end timed_out "$sd_grace"
 }
 
-# Sleeps in a process that the trap can kill.
+# Sleeps for $1 hundredths of a second, or leaves at once when told, without leaving a sleep behind whenever that
+# is. The sleep is killed by KILL: a TERM between its fork and its exec meets the shell's handler, and is lost.
 sd_nap_for() {
     sd_to_seconds "$1"
     for sd_time in "$sd_seconds" $((($1 + 99) / 100)); do
         sleep "$sd_time" 7>&- &
         sd_nap=$!
         [ "$sd_told" ] && kill -9 "$sd_nap"
-        wait "$sd_nap" && break
+        wait "$sd_nap"
+        sd_code=$?
+        if [ "$sd_told" ]; then
+            wait "$sd_nap"
+            exit
+        fi
+        [ $sd_code = 0 ] && break
     done
     sd_nap=
 }
@@ -254,13 +266,8 @@ sd_nap_for() {
 # Runs the command if nobody has. Descriptor 7 leads to the request that started us.
 sd_own() {
     sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5
-    sd_folder=$sd_home/calls/$sd_call
-    sd_process self || sd_parent=$PPID sd_session=0 sd_born=0
+    sd_take_lock || exit 0
     sd_began=$sd_born sd_starter=$sd_parent
-    printf '' >"$sd_folder/owner.$$.$sd_born.$sd_session" || exit 1
-    set -C
-    printf '' >"$sd_folder/lock" || exit 0
-    set +C
     printf '%s\n' "$sd_hash" >"$sd_folder/lock"
     if [ "$SANDHOLD_UPLOAD" ]; then
         mv "$SANDHOLD_UPLOAD" "$sd_folder/script"
@@ -270,9 +277,9 @@ sd_own() {
     fi
     sd_watch >/dev/null &
     sd_watcher=$!
-    unset SANDHOLD_LAUNCHER SANDHOLD_SCRIPT SANDHOLD_UPLOAD SANDHOLD_CWD OLDPWD
+    unset SANDHOLD_LAUNCHER SANDHOLD_SCRIPT SANDHOLD_UPLOAD SANDHOLD_CWD SANDHOLD_OWNS OLDPWD
     sd_code=-
-    if [ ! -e "$sd_folder/reason" ]; then
+    if ! sd_is_ending; then
         # A session and group of its own: `kill 0` in the script must not hit us. In the foreground, because a
         # background command ignores SIGINT. Appending, so that nothing is overwritten by offset. By exec in a
         # subshell, because a shell writes "Killed" to the stderr that it redirected.
@@ -284,16 +291,37 @@ sd_own() {
         sd_code=$?
     fi
 
-    sd_reason=-
-    if read -r sd_reason sd_left <"$sd_folder/reason"; then
-        sd_sweep "$sd_left"
-    fi
+    sd_is_ending && sd_sweep "$sd_left"
     sd_clock
     sd_publish "$sd_code.$sd_began.$sd_now.$sd_reason"
     trap '' PIPE
     echo done >&7
     kill "$sd_watcher"
     wait "$sd_watcher"
+}
+
+# Takes the lock of the call sd_call for this process, once and for all; fails when somebody has it.
+sd_take_lock() {
+    sd_folder=$sd_home/calls/$sd_call
+    sd_process self || sd_parent=$PPID sd_session=0 sd_born=0
+    [ -d "$sd_folder" ] || mkdir -p "$sd_folder"
+    printf '' >"$sd_folder/owner.$$.$sd_born.$sd_session" || return 1
+    set -C
+    printf '' >"$sd_folder/lock"
+    sd_code=$?
+    set +C
+    return $sd_code
+}
+
+# Whether somebody ends the command; sets sd_reason, and sd_left to the grace.
+sd_is_ending() {
+    sd_reason=-
+    for sd_file in "$sd_folder"/ending.*; do
+        [ -e "$sd_file" ] || return 1
+        sd_name=${sd_file##*/ending.}
+        sd_reason=${sd_name%.*} sd_left=${sd_name##*.}
+        return 0
+    done
 }
 
 # Publishes how the command ended, also when it removed its own folder: else a late retry would run it again.
@@ -317,23 +345,21 @@ sd_start() {
     sd_look "$1"
     sd_clock
     sd_until=$((sd_now + $3))
-    if [ "$sd_state" = absent ] && [ "$6" = again ] && sd_find_marked "$1"; then
-        sd_state=running # it removed its own folder; its owner will put it back
-    fi
+    [ "$sd_state" = absent ] && [ "$6" = again ] && sd_look_closely "$1"
     if [ "$sd_state" = absent ]; then
         sd_enter "$SANDHOLD_CWD" || return
         if [ "$SANDHOLD_UPLOAD" ] && [ ! -r "$SANDHOLD_UPLOAD" ]; then
             echo "@error script_missing"
             return
         fi
-        if ! [ -d "$sd_folder" ] && ! sd_why=$(mkdir -p "$sd_folder" 2>&1); then
-            echo "@error folder $sd_why"
-            return
-        fi
         sd_launch "$@" && return
         sd_look "$1"
         if [ "$sd_state" = absent ]; then
-            echo "@error not_started"
+            if sd_why=$(mkdir -p "$sd_folder" 2>&1); then
+                echo "@error not_started"
+            else
+                echo "@error folder $sd_why"
+            fi
             return
         fi
     fi
@@ -363,9 +389,10 @@ sd_launch() {
     sd_setsid=setsid
     command -v setsid >/dev/null || sd_setsid=
     {
-        $sd_setsid sh -c "$SANDHOLD_LAUNCHER" sandhold own "$@" 7>&1 >/dev/null </dev/null
+        SANDHOLD_OWNS=$1/ $sd_setsid sh -c "$SANDHOLD_LAUNCHER" sandhold own "$@" 7>&1 >/dev/null </dev/null
         : # without a command after it, some shells would become the owner instead of waiting for it
     } | {
+        [ -d "$sd_folder" ] || mkdir -p "$sd_folder" # while the owner's shell starts, which needs it first
         read -r sd_word sd_pid || exit 1
         [ "$sd_word" = late ] && kill -9 "$sd_pid"
         sd_look "$1"
@@ -382,12 +409,8 @@ sd_wait_for() {
     fi
     while :; do
         for sd_each; do
-            sd_look "$sd_each"
-            case $sd_state in
-            running) ;;
-            absent) sd_find_marked "$sd_each" || break 2 ;;
-            *) break 2 ;;
-            esac
+            sd_look_closely "$sd_each"
+            [ "$sd_state" = running ] || break 2
         done
         sd_clock
         sd_left=$((sd_until - sd_now))
@@ -419,8 +442,7 @@ sd_follow() {
     shift 2
     sd_wait_for "$@"
     for sd_each; do
-        sd_look "$sd_each"
-        [ "$sd_state" = absent ] && sd_find_marked "$sd_each" && sd_state=running
+        sd_look_closely "$sd_each"
         [ "$sd_state" = running ] && continue
         sd_tell
         [ $((sd_most -= 1)) -gt 0 ] || break
@@ -429,12 +451,9 @@ sd_follow() {
 
 # Ends the call $1 with a grace of $2 hundredths. One that was never started is kept from starting later.
 sd_stop() {
-    sd_look "$1"
+    sd_look_closely "$1"
     if [ "$sd_state" = absent ]; then
-        mkdir -p "$sd_folder"
-        set -C
-        printf '' >"$sd_folder/lock" && printf '' >"$sd_folder/ended.-.-.-.cancelled"
-        set +C
+        sd_take_lock && printf '' >"$sd_folder/ended.-.-.-.cancelled"
         sd_look "$1"
     fi
     sd_late_at=
