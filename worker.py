@@ -40,6 +40,7 @@ from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
+from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
 from workflows.session import AgentSession
 
@@ -110,6 +111,7 @@ def build_workers(
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox],
         activities=activities.of_calls,
+        interceptors=[MessageIntake()],
         workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
         identity=identity,
         max_concurrent_workflow_tasks=40,

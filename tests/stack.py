@@ -35,6 +35,7 @@ from sandhold.temporal import DATA_CONVERTER, deployment_id
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona
 from worker import PASSED_THROUGH, activities_of, build_workers
+from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
 from workflows.session import AgentSession
 
@@ -144,6 +145,7 @@ def replayer() -> Replayer:
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
     return Replayer(
         workflows=[AgentSession, Sandbox],
+        interceptors=[MessageIntake()],
         data_converter=DATA_CONVERTER,
         workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
     )

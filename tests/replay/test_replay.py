@@ -35,7 +35,7 @@ async def test_a_changed_order_of_commands_would_be_noticed() -> None:
         .replace('"' + "Y3JlYXRlX3NhbmRib3g=" + '"', '"' + "ZGVsZXRlX3NhbmRib3g=" + '"')
     )
     document = json.loads(text)
-    with pytest.raises(Exception, match="(?i)nondeterminism"):
+    with pytest.raises(Exception, match=r"(?i)nondeterminism"):
         await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
 
 

@@ -144,7 +144,24 @@ async def test_messages_of_no_known_shape_are_refused_and_harm_nothing(
         handle = stack.temporal.get_workflow_handle(workflow_id)
         with pytest.raises(WorkflowUpdateFailedError):
             await handle.execute_update("call", payload, id=uuid.uuid4().hex)
+        with pytest.raises(WorkflowUpdateFailedError):
+            await handle.execute_update("call", args=[payload, payload], id=uuid.uuid4().hex)
         await handle.signal("submit", payload)
+        await handle.signal("submit", args=[payload, payload])
+    assert (await exec_ok(session, BOX, "echo healthy"))["exit_code"] == 0
+    assert (await session.status()).state == "open"
+
+
+async def test_messages_without_an_argument_are_refused_and_harm_nothing(stack: Stack, session: Session) -> None:
+    for workflow_id, names in [
+        (session_workflow_id(session.session_id), ["call", "end"]),
+        (sandbox_workflow_id(session.session_id, BOX), ["call"]),
+    ]:
+        handle = stack.temporal.get_workflow_handle(workflow_id)
+        for name in names:
+            with pytest.raises(WorkflowUpdateFailedError):
+                await handle.execute_update(name, id=uuid.uuid4().hex)
+        await handle.signal("submit")
     assert (await exec_ok(session, BOX, "echo healthy"))["exit_code"] == 0
     assert (await session.status()).state == "open"
 
