@@ -53,6 +53,7 @@ _SLOT_WITHIN_S = 0.25
 """How long a call waits for others to be answered; then it goes by a signal, so that it is not behind long ones."""
 _TAKEN_WITHIN_S = 10.0
 """How long a sandbox may take to show a call that was handed to it."""
+_TRIES_WHILE_CLOSED = 6
 _LOOK_S = 1.0
 """How long a call whose timeout has passed is looked for before it is given up."""
 CLOSED_WITH_UPDATE = "AcceptedUpdateCompletedWorkflow"
@@ -177,7 +178,7 @@ class Calls:
     async def _deliver(self, prepared: Prepared, wait: bool, deadline: Deadline) -> CallEnvelope:
         """The first envelope of the call, whose status may be `running`. Raises ToolFailure when nobody takes it."""
         closed = Backoff(0.1, 1.0)
-        for _ in range(8):
+        for _ in range(_TRIES_WHILE_CLOSED):
             try:
                 if wait or prepared.sandbox_id is None:
                     return _same_call(prepared, await self._update(prepared, deadline))
