@@ -78,26 +78,33 @@ sd_find_marked() {
 }
 
 # Sends the signal $1 to everything that belongs to the call sd_call: the command's process group, found as the
-# owner's child, and whatever carries the mark. Fails when there was nothing to signal.
+# owner's child, and the groups of whatever carries the mark. Once to each: many programs take a second TERM for
+# impatience. Fails when there was nothing to signal.
 sd_signal() {
+    sd_groups=" "
     sd_hit=
     if sd_owner_lives && read -r sd_children <"/proc/$sd_owner/task/$sd_owner/children"; then
         for sd_pid in $sd_children; do
-            # Only a child that has left the owner's session is the command; before that a kill of its group
-            # would hit the owner, or nobody.
-            sd_process "$sd_pid" && [ "$sd_session" = "$sd_pid" ] && kill "-$1" "-$sd_pid" && sd_hit=1
+            # Only a child that has left the owner's session is the command; before that its group is the owner's.
+            sd_process "$sd_pid" && [ "$sd_session" = "$sd_pid" ] && sd_signal_group "$1" "$sd_pid"
         done
     fi
     sd_find_marked "SANDHOLD_CALL=$sd_call/"
     for sd_pid in $sd_marked; do
         sd_process "$sd_pid" || continue
-        [ "$sd_status" = Z ] && continue
         if [ "$sd_session" != "$sd_owner_session" ]; then
-            kill "-$1" "-$sd_group" && sd_hit=1
+            sd_signal_group "$1" "$sd_group"
+        else
+            kill "-$1" "$sd_pid" && sd_hit=1 # no setsid here: the group is not the command's own
         fi
-        kill "-$1" "$sd_pid" && sd_hit=1
     done
     [ "$sd_hit" ]
+}
+
+sd_signal_group() {
+    case $sd_groups in *" $2 "*) return ;; esac
+    sd_groups="$sd_groups$2 "
+    kill "-$1" "-$2" && sd_hit=1
 }
 
 # ---- The state of a call
