@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from sandhold.local_daytona.toolbox import wire
 START_TIMEOUT_S = 30.0
 #: Processes and threads of one sandbox.
 PROCESS_LIMIT = 1024
+#: Beyond that limit, so that a full sandbox can still be served.
+_TOOLBOX_THREADS = 256
 GIB = 1024**3
 _UNLIMITED_MEMORY = MemorySizes(tmp_bytes=GIB, shm_bytes=GIB // 4)
 _PROXY_URL = "http://127.0.0.1:3128"
@@ -55,6 +58,8 @@ def launch(isolation: Isolation, spec: SandboxSpec) -> Launched:
     """Start bubblewrap. The sandbox dies with the *thread* that calls this. Raises OSError."""
     home = spec.folder / "home"
     home.mkdir(parents=True, exist_ok=True)
+    # Its user may have taken all rights from it, and could then never come back.
+    home.chmod(stat.S_IMODE(home.stat().st_mode) | stat.S_IRWXU)
     with contextlib.ExitStack() as handed_over, contextlib.ExitStack() as ours:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.callback(control.close)
@@ -103,7 +108,7 @@ def greet(launched: Launched, spec: SandboxSpec, environment: Mapping[str, str],
                     f"sandbox-{pid}",
                     [launched.process.pid, pid],
                     memory_bytes=spec.memory_gib * GIB,
-                    processes=PROCESS_LIMIT,
+                    processes=PROCESS_LIMIT + _TOOLBOX_THREADS,
                     cpus=spec.cpu,
                 )
                 undo.callback(cgroup.close)

@@ -24,6 +24,9 @@ from sandhold.local_daytona.interface import IsolationUnavailable
 #: systemd's, below its dynamic users) and within the 65,536 ids of a container.
 SERVER_ID = 60_999
 
+#: By these a data folder is known.
+_DATA_FOLDER_HOLDS = {"records", "sandboxes"}
+
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 1, 2, 4, 32
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
@@ -36,9 +39,11 @@ def give_up_root(data_dir: Path, keep: Iterable[Path] = ()) -> None:
 
     Afterwards no thread of this process can become root again, `data_dir` exists and belongs to the new
     user, and this interpreter, its packages, `data_dir` and `keep` can be reached at their own paths even
-    where only root could. The data folder is the working directory. To be called before any thread is
-    started and before anything is opened that should not survive. Raises IsolationUnavailable when the
-    needed parts cannot be made reachable.
+    where only root could. The data folder is the working directory.
+
+    To be called before any thread is started and before anything is opened that should not survive, with a
+    folder that is new, empty or an earlier server's. Raises IsolationUnavailable when it is another, or when
+    the needed parts cannot be made reachable.
     """
     if os.geteuid() != 0:
         return
@@ -74,6 +79,13 @@ def _hand_over(data_dir: Path) -> None:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if data_dir.stat().st_uid == SERVER_ID:
         return
+    names = set(os.listdir(data_dir))
+    if names and not names >= _DATA_FOLDER_HOLDS:
+        # A mistyped --data-dir must not cost somebody a folder full of files.
+        raise IsolationUnavailable(
+            f"{data_dir} would be given to the user {SERVER_ID}, but it is not empty and no data folder of the local"
+            " Daytona: name another"
+        )
     for _, folders, files, descriptor in os.fwalk(data_dir, follow_symlinks=False):
         for name in (*folders, *files):
             os.chown(name, SERVER_ID, SERVER_ID, dir_fd=descriptor, follow_symlinks=False)

@@ -64,6 +64,8 @@ class BubblewrapSandbox:
         """Let the sandbox reach the outside through `egress` for as long as it lives."""
         self._egress = egress
         await egress.start()
+        if self.ended.done():
+            egress.close()
 
     def _on_stderr(self) -> None:
         said = os.read(self._stderr, _STDERR_PIECE_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -13,6 +14,8 @@ from sandhold.local_daytona.toolbox import wire
 
 #: How long the toolbox may take to notice a new connection before it counts as dead.
 _CONNECT_TIMEOUT_S = 10.0
+#: Many requests at once: the queue of the control socket, or of descriptors under way, is full for the moment.
+_BUSY = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS)
 
 
 class ToolboxUnreachable(ConnectionError):
@@ -63,12 +66,12 @@ class ToolboxClient:
         while True:
             try:
                 socket.send_fds(self._control, [b"C"], [stream.fileno()])
-            except BlockingIOError:  # the queue of the control socket is full: many requests at once
-                if asyncio.get_running_loop().time() > deadline:
-                    raise ToolboxUnreachable("the toolbox of the sandbox does not respond") from None
-                await asyncio.sleep(0.005)
             except OSError as error:
-                raise ToolboxUnreachable("the sandbox has ended") from error
+                if error.errno not in _BUSY:
+                    raise ToolboxUnreachable("the sandbox has ended") from error
+                if asyncio.get_running_loop().time() > deadline:
+                    raise ToolboxUnreachable("the toolbox of the sandbox does not respond") from error
+                await asyncio.sleep(0.005)
             else:
                 return
 

@@ -28,6 +28,8 @@ from sandhold.local_daytona.toolbox_execute import execute
 from sandhold.local_daytona.toolbox_multipart import bulk_download, bulk_upload, upload_one
 
 _PREFIX = "/toolbox/{sandbox_id}"
+#: Some thirty years: as good as none, and small enough for a clock.
+_LONGEST_TIMEOUT_S = 10**9
 _VERSION = "local-0.190.0"
 
 _Handler = Callable[[web.Request, RunningSandbox], Awaitable[web.StreamResponse]]
@@ -81,11 +83,15 @@ async def _execute(request: web.Request, sandbox: RunningSandbox) -> web.StreamR
         raise invalid_body("command must be a string that is not empty")
     if cwd is not None and not isinstance(cwd, str):
         raise invalid_body("cwd must be a string")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
-        raise invalid_body("timeout must be a number of whole seconds, at least 0")
+    if timeout is not None and not _is_timeout(timeout):
+        raise invalid_body(f"timeout must be a number of whole seconds from 0 to {_LONGEST_TIMEOUT_S}")
     if envs is not None and not _is_environment(envs):
         raise invalid_body("envs must map names to strings; a name is not empty and holds no '='")
     return await execute(request, sandbox, command, cwd, envs or {}, timeout or None)
+
+
+def _is_timeout(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LONGEST_TIMEOUT_S
 
 
 def _is_environment(envs: object) -> bool:

@@ -133,32 +133,40 @@ def _list(home: str, request: dict[str, Any]) -> Iterator[str]:
 
 
 def _entries(path: str, depth: int) -> Iterator[dict[str, Any]]:
-    for name in sorted(os.listdir(path)):
-        child = os.path.join(path, name)
+    """Entries in the order of their names, a folder's own right after it. Not recursive: trees can be deep."""
+    open_folders = [(path, iter(sorted(os.listdir(path))))]
+    while open_folders:
+        folder, names = open_folders[-1]
+        name = next(names, None)
+        if name is None:
+            open_folders.pop()
+            continue
+        child = os.path.join(folder, name)
         try:
             found = os.lstat(child)
-        except FileNotFoundError:
-            continue  # gone since the directory was read
-        yield info_of(child, found)
-        if depth > 1 and stat.S_ISDIR(found.st_mode):
-            try:
-                yield from _entries(child, depth - 1)
-            except (PermissionError, FileNotFoundError):
-                continue  # listed itself, but not to be looked into
+            yield info_of(child, found)
+            if len(open_folders) < depth and stat.S_ISDIR(found.st_mode):
+                open_folders.append((child, iter(sorted(os.listdir(child)))))
+        except OSError:
+            continue  # gone since its folder was read, or not to be looked into
 
 
 def _walk(path: str) -> Iterator[os.DirEntry[str]]:
     """Every entry below a directory; what cannot be read is passed over, the top must be readable."""
-    pending = [os.scandir(path)]
+    pending = [path]
     while pending:
-        with pending.pop() as entries:
+        folder = pending.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError:
+            if folder is path:
+                raise
+            continue
+        with entries:
             for entry in entries:
                 yield entry
                 if entry.is_dir(follow_symlinks=False):
-                    try:
-                        pending.append(os.scandir(entry.path))
-                    except OSError:
-                        continue
+                    pending.append(entry.path)
 
 
 def _search(home: str, request: dict[str, Any]) -> Iterator[str]:

@@ -195,7 +195,7 @@ def _free_bytes(path: str) -> int:
 def tree_bytes(home: str) -> int:
     """Disk space below `home`, each file once, with the deleted files that a process still holds open.
 
-    Directories that their owner has made unreadable are not counted.
+    Directories that their owner has made unreadable, or that lie deeper than a path can say, are not counted.
     """
     device = os.stat(home).st_dev
     seen: set[int] = set()

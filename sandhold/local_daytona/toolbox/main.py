@@ -90,7 +90,7 @@ class Toolbox:
             connection.send(from_os_error(error).to_wire())
         except UnicodeEncodeError as error:
             connection.send(bad_request(f"text that cannot be encoded: {error.reason}").to_wire())
-        except (MemoryError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # whatever a request does to us, its caller is told and PID 1 goes on
             reason = f"{type(error).__name__}: {error}"
             connection.send(Failure(500, "INTERNAL_SERVER_ERROR", reason).to_wire())
 

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from sandhold.local_daytona.interface import RunningSandbox, SandboxSpec, SandboxStartFailed
 from sandhold.local_daytona.privileges import give_up_root
-from sandhold.local_daytona.runtime import BubblewrapRuntime
+from sandhold.local_daytona.runtime import BubblewrapRuntime, BubblewrapSandbox
 from sandhold.local_daytona.toolbox_routes import toolbox_routes
 
 
@@ -42,6 +42,27 @@ class Server:
             return web.json_response({"error": str(error)}, status=500)
         return web.json_response({"spec": {**asdict(spec), "folder": str(spec.folder)}})
 
+    async def start_and_cancel(self, request: web.Request) -> web.Response:
+        """Cancel a start after a while; answers once the same sandbox could be started and ended regularly."""
+        sandbox_id = request.match_info["sandbox_id"]
+        spec = SandboxSpec(sandbox_id, self._data_dir / "sandboxes" / sandbox_id)
+        start = asyncio.create_task(self._runtime.start(spec))
+        await asyncio.sleep((await request.json())["after_s"])
+        start.cancel()
+        [outcome] = await asyncio.gather(start, return_exceptions=True)
+        if isinstance(outcome, BubblewrapSandbox):
+            await outcome.kill()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    sandbox = await self._runtime.start(spec)
+                except SandboxStartFailed:
+                    await asyncio.sleep(0.01)  # the cancelled one is still on its way out
+                else:
+                    break
+        await sandbox.kill()
+        return web.json_response({})
+
     async def kill(self, request: web.Request) -> web.Response:
         sandbox = await self.lookup(request.match_info["sandbox_id"])
         await sandbox.kill()
@@ -62,6 +83,7 @@ async def serve(data_dir: Path, allow: list[str]) -> None:
     app.add_routes(
         [
             web.post("/start/{sandbox_id}", server.start),
+            web.post("/start-and-cancel/{sandbox_id}", server.start_and_cancel),
             web.post("/kill/{sandbox_id}", server.kill),
             web.get("/ended/{sandbox_id}", server.ended),
             web.get("/limits", server.limits),

@@ -164,6 +164,30 @@ async def test_killing_a_sandbox_ends_everything_in_it_at_once_and_keeps_its_dis
     await again.kill()
 
 
+async def test_a_home_without_any_rights_is_no_way_to_lock_oneself_out(boxes: Boxes) -> None:
+    box = await boxes.start("locked")
+    await box.run("touch kept; chmod 000 ~")
+    await box.kill()
+    again = await boxes.start("locked")
+    assert await again.run("ls") == "kept\n"
+    await again.kill()
+
+
+async def test_a_sandbox_that_cannot_start_says_why_and_leaves_nothing(boxes: Boxes) -> None:
+    (boxes.data_dir / "sandboxes").mkdir(exist_ok=True)
+    (boxes.data_dir / "sandboxes" / "blocked").write_text("a file where its folder belongs")
+    for _ in range(2):
+        async with boxes.http.post(f"{boxes.url}/start/blocked", json={}) as answer:
+            assert answer.status == 500
+            assert "File exists" in (await answer.json())["error"] or "Not a directory" in await answer.text()
+
+
+async def test_a_start_that_is_cancelled_leaves_no_sandbox(boxes: Boxes) -> None:
+    for delay_s in (0.0, 0.01, 0.02, 0.03, 0.05):
+        async with boxes.http.post(f"{boxes.url}/start-and-cancel/cancelled", json={"after_s": delay_s}) as answer:
+            assert answer.status == 200, await answer.text()
+
+
 async def test_a_sandbox_that_dies_by_itself_is_noticed(boxes: Boxes) -> None:
     box = await boxes.start("dies")
     toolbox = processes_named("from toolbox.main")
@@ -208,6 +232,19 @@ async def test_a_data_folder_is_used_again(tmp_path: Path) -> None:
         async with running_boxes(tmp_path / "data") as boxes:
             box = await boxes.start("box")
             assert await box.run("cat file 2>/dev/null; echo kept > file") == content
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user gives nothing away")
+async def test_root_does_not_give_away_a_folder_that_is_no_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    give_up = "import sys, pathlib; from sandhold.local_daytona.privileges import give_up_root"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", f"{give_up}; give_up_root(pathlib.Path(sys.argv[1]))", str(tmp_path), stderr=-1
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    assert b"not empty" in said
+    assert (tmp_path / "thesis.tex").stat().st_uid == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can own the folders that are closed to the server")

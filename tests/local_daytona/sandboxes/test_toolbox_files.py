@@ -89,6 +89,18 @@ async def test_a_listing_goes_as_deep_as_asked(box: Box) -> None:
         assert (status, answer["code"]) == (400, "BAD_REQUEST")
 
 
+async def test_a_tree_of_any_depth_or_width_is_no_danger(box: Box) -> None:
+    nest = "import os\nfor _ in range(5000): os.mkdir('d'); os.chdir('d')"
+    await box.run(f'mkdir wide deep; cd wide; seq 3000 | xargs mkdir; cd ../deep; python3 -c "{nest}"')
+    assert len(await box.fs.list_files("deep", depth=1000)) == 1000
+    assert len((await box.fs.search_files(".", "d")).files) > 1000
+    assert await box.fs.find_files(".", "nothing") == []
+    await box.fs.delete_file("wide", recursive=True)
+    with pytest.raises(DaytonaError):
+        await box.fs.delete_file("deep", recursive=True)
+    await box.run("rm -rf deep && ls")
+
+
 async def test_names_that_are_not_utf_8_do_not_break_a_listing(box: Box) -> None:
     await box.run("touch $(printf 'bad\\377name') good")
     assert [entry.name for entry in await box.fs.list_files(".")] == ["bad\ufffdname", "good"]
