@@ -136,8 +136,9 @@ class LifecycleActivities:
             sandbox = await self._to_rest(await look(), look)
             while not _is_archived(sandbox):
                 sandbox = await self._change(sandbox, sandbox.archive(self._access.request_timeout_s), look)
-                await asyncio.sleep(PAUSE_S)
-                sandbox = await self._to_rest(sandbox, look)
+                if not _is_archived(sandbox):
+                    await asyncio.sleep(PAUSE_S)
+                    sandbox = await self._to_rest(sandbox, look)
             return shown(sandbox)
 
     @activity.defn(name=Activity.DELETE_SANDBOX)

@@ -38,9 +38,10 @@ class StatusActivities:
         left = activity.info().start_to_close_timeout or activity.info().schedule_to_close_timeout
         try:
             async with asyncio.timeout(left.total_seconds() * 0.8 if left else None):
-                return await self._client.get_workflow_handle(workflow_id).query(
+                status: SandboxStatus = await self._client.get_workflow_handle(workflow_id).query(
                     STATUS_QUERY, result_type=SandboxStatus
                 )
+                return status
         except RPCError as error:
             if error.status in {RPCStatusCode.NOT_FOUND, RPCStatusCode.DEADLINE_EXCEEDED}:
                 return None
