@@ -160,10 +160,10 @@ def _configure(
         connection.send(configuration)
         listener = None
         if configuration["proxy"]:
-            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
-            if not descriptors:
+            descriptor = wire.receive_descriptor(ours)
+            if descriptor is None:
                 raise wire.WireError("the toolbox ended before it was ready")
-            listener = socket.socket(fileno=descriptors[0])
+            listener = socket.socket(fileno=descriptor)
         connection.receive_message()
         return listener
 

@@ -15,7 +15,7 @@ from . import execute, files, transfer
 from .failures import Failure, bad_request, from_os_error
 from .limits import Watch
 from .processes import ChildLimits, Processes
-from .wire import Connection, WireError
+from .wire import Connection, WireError, receive_descriptor
 
 TYPE_CHECKING = False  # importing typing would cost every sandbox 4 ms and 1 MB
 if TYPE_CHECKING:
@@ -114,11 +114,10 @@ class Toolbox:
 def _serve_for_ever(control: socket.socket, toolbox: Toolbox) -> None:
     """Take connections from the control socket until the server has gone."""
     while True:
-        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        if not descriptors:
+        descriptor = receive_descriptor(control)
+        if descriptor is None:
             return
-        stream = socket.socket(fileno=descriptors[0])
-        stream.set_inheritable(False)
+        stream = socket.socket(fileno=descriptor)
         try:
             threading.Thread(target=toolbox.serve, args=(stream,), daemon=True).start()
         except RuntimeError:  # no thread to be had: the sandbox is at its limit of processes
@@ -134,9 +133,10 @@ def main() -> None:
     fcntl.fcntl(control, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     harden()
     threading.stack_size(_THREAD_STACK_BYTES)
-    _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-    with socket.socket(fileno=descriptors[0]) as first:
-        first.set_inheritable(False)
+    descriptor = receive_descriptor(control)
+    if descriptor is None:
+        return  # the server gave up before it said anything
+    with socket.socket(fileno=descriptor) as first:
         connection = Connection(first)
         configuration = connection.receive_message()
         toolbox = Toolbox(configuration)

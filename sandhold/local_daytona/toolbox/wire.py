@@ -25,6 +25,7 @@ DATA = b"D"
 END = b"E"
 
 HEADER = struct.Struct(">cI")
+_DESCRIPTOR = struct.Struct("i")
 #: What one DATA frame carries at most; also the size of the buffers on both sides.
 CHUNK_BYTES = 256 * 1024
 #: A frame longer than this is a broken or hostile peer.
@@ -33,6 +34,20 @@ FRAME_LIMIT_BYTES = 8 * 1024 * 1024
 
 class WireError(ConnectionError):
     """The other side ended the connection within an exchange, or broke the protocol."""
+
+
+def receive_descriptor(stream: socket.socket) -> int | None:
+    """The next descriptor passed over a Unix socket, None at the end of the stream.
+
+    It is closed on exec from the first moment: another thread may be starting a command right now, and
+    must not hand it on. (`socket.recv_fds` drops the flag that says so, up to Python 3.13 at least.)
+    """
+    size = _DESCRIPTOR.size
+    _, passed, _, _ = stream.recvmsg(1, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in passed:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(content) >= size:
+            return int(_DESCRIPTOR.unpack(content[:size])[0])
+    return None
 
 
 def pack(kind: bytes, payload: bytes = b"") -> bytes:

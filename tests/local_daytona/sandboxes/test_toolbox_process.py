@@ -102,6 +102,12 @@ async def test_fifty_commands_at_once_answer_each_its_own(box: Box) -> None:
     assert answers == [f"{number}\n" for number in range(50)]
 
 
+async def test_a_command_inherits_nothing_but_its_three_streams(shared_box: Box) -> None:
+    # The fourth is the folder that ls itself has opened.
+    answers = await asyncio.gather(*(shared_box.run("ls /proc/self/fd") for _ in range(50)))
+    assert set(answers) == {"0\n1\n2\n3\n"}
+
+
 async def test_output_that_is_not_text_neither_breaks_nor_ends_the_answer(shared_box: Box) -> None:
     assert await shared_box.run("printf 'a\\0b\\377c\\303\\251\\033[0m'") == "a\0b\ufffdcé\x1b[0m"
 
