@@ -125,6 +125,17 @@ def processes_named(marker: str) -> list[int]:
     return found
 
 
+async def started(marker: str, count: int, within_s: float = 10.0) -> list[int]:
+    """The `count` processes with `marker` in their command line, once there are so many.
+
+    A shell answers before its background process has become the program that it names.
+    """
+    async with asyncio.timeout(within_s):
+        while len(found := processes_named(marker)) != count:
+            await asyncio.sleep(0.02)
+    return found
+
+
 async def all_gone(marker: str, within_s: float = 10.0) -> bool:
     """Whether every process with `marker` in its command line ends in time."""
     async with asyncio.timeout(within_s):

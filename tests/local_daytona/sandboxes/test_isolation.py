@@ -18,7 +18,7 @@ import pytest
 from sandhold.local_daytona import isolation
 from sandhold.local_daytona.interface import IsolationUnavailable
 from sandhold.local_daytona.isolation import Isolation
-from tests.local_daytona.sandboxes.boxes import Box, Boxes, all_gone, processes_named, running_boxes
+from tests.local_daytona.sandboxes.boxes import Box, Boxes, all_gone, processes_named, running_boxes, started
 
 CANARY = "canary-5d41402abc4b"
 
@@ -68,8 +68,7 @@ async def test_nobody_is_root_inside_or_outside(box: Box, boxes: Boxes) -> None:
     assert await box.run("id -u; id -g; id -G") == "1000\n1000\n1000\n"
     marker = str(time.time_ns())
     await box.run(f"setsid sleep {marker} </dev/null >/dev/null 2>&1 &")
-    outside = processes_named(f"sleep\0{marker}")
-    assert len(outside) == 1
+    outside = await started(f"sleep\0{marker}", 1)
     assert boxes.server.pid is not None
     for pid in (*outside, boxes.server.pid):
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -153,7 +152,7 @@ async def test_killing_a_sandbox_ends_everything_in_it_at_once_and_keeps_its_dis
     box = await boxes.start("killed")
     marker = str(time.time_ns())
     await box.run(f"touch kept; for i in 1 2 3; do setsid sleep {marker} </dev/null >/dev/null 2>&1 & done")
-    assert len(processes_named(f"sleep\0{marker}")) == 3
+    assert await started(f"sleep\0{marker}", 3)
     assert await box.kill() == "killed"
     assert not processes_named(f"sleep\0{marker}")
     assert await box.kill() == "killed"
@@ -206,7 +205,7 @@ async def test_a_killed_server_takes_every_sandbox_with_it(tmp_path: Path) -> No
         for number in range(3):
             box = await boxes.start(f"box-{number}")
             await box.run(f"setsid sleep {marker} </dev/null >/dev/null 2>&1 &")
-        assert len(processes_named(f"sleep\0{marker}")) == 3
+        assert await started(f"sleep\0{marker}", 3)
         boxes.server.kill()
         await boxes.server.wait()
         assert await all_gone(f"sleep\0{marker}")

@@ -9,7 +9,7 @@ import pytest
 from daytona import DaytonaError
 from daytona.common.errors import DaytonaBadRequestError, DaytonaProcessExecutionTimeoutError
 
-from tests.local_daytona.sandboxes.boxes import Box, all_gone, processes_named
+from tests.local_daytona.sandboxes.boxes import Box, all_gone, started
 
 
 async def test_a_command_answers_its_exit_code_and_its_merged_output(shared_box: Box) -> None:
@@ -64,7 +64,7 @@ async def test_a_process_in_its_own_session_survives_the_end_and_the_timeout_of_
     with pytest.raises(DaytonaProcessExecutionTimeoutError):
         await box.process.exec(f"{detached} sleep {marker}0", timeout=1)
     assert await all_gone(f"sleep\0{marker}0")
-    assert len(processes_named(f"sleep\0{marker}")) == 2
+    assert await started(f"sleep\0{marker}", 2)
 
 
 async def test_a_caller_that_hangs_up_does_not_end_the_command(box: Box) -> None:
