@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ from sandhold.temporal import connect
 from tests.dev_process import Dev, dev_process, wait_until
 
 SERVERS_ONLY = ("--without", "worker,console")
-
-
-@pytest.fixture(scope="module")
-def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
-    """A whole stack for the tests that leave it running."""
-    with dev_process(tmp_path_factory.mktemp("dev") / "data") as running:
-        running.until_ready()
-        yield running
 
 
 def _restarted(dev: Dev, part: str, old: int) -> bool:

@@ -105,7 +105,7 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_
         command=[sys.executable, str(program)],
         env=env,
         cwd=REPOSITORY,
-        ready_within_s=60,
+        ready_within_s=120,
         stop_within_s=25,
         restart_after_at_most_s=1,
     )

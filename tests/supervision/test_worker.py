@@ -1,0 +1,197 @@
+"""The worker as a process: how it starts, says how it is, and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+from temporalio.testing import WorkflowEnvironment
+
+from sandhold.client import Sandhold, Session
+from sandhold.contracts.names import Activity, sandbox_workflow_id
+from sandhold.settings import Settings
+from tests.dev_process import PATIENCE_S, Dev, clean_environment, dev_process, wait_until
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+NO_PROVIDER = {"SANDHOLD_DAYTONA_API_URL": "http://127.0.0.1:1/api", "SANDHOLD_DAYTONA_API_KEY": "none"}
+
+
+@contextlib.contextmanager
+def worker_process(data_dir: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, REPOSITORY / "worker.py"],
+        env=clean_environment() | {"SANDHOLD_DATA_DIR": str(data_dir)} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _logged(text: str) -> list[dict[str, Any]]:
+    """Every line of the log: each is one JSON object."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _health(url: str) -> tuple[int, dict[str, str]]:
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    with worker_process(tmp_path, SANDHOLD_HEALTH_ADDRESS="nowhere") as worker:
+        out, err = worker.communicate(timeout=PATIENCE_S)
+        assert worker.returncode == 2
+        assert out == ""
+        assert "SANDHOLD_HEALTH_ADDRESS" in _logged(err)[-1]["reason"]
+
+
+def test_a_worker_that_never_reaches_temporal_says_where_it_looked(tmp_path: Path) -> None:
+    env = {"SANDHOLD_TEMPORAL_ADDRESS": "127.0.0.1:1", "SANDHOLD_RECONNECT_S": "0.5", **NO_PROVIDER}
+    with worker_process(tmp_path, **env) as worker:
+        _, err = worker.communicate(timeout=PATIENCE_S)
+        assert worker.returncode == 4
+        events = _logged(err)
+        assert [event["event"] for event in events[:-1]] == ["waiting for Temporal"] * (len(events) - 1)
+        assert "127.0.0.1:1" in events[-1]["reason"]
+
+
+def test_a_worker_that_waits_for_temporal_can_be_stopped(tmp_path: Path) -> None:
+    env = {"SANDHOLD_TEMPORAL_ADDRESS": "127.0.0.1:1", "SANDHOLD_RECONNECT_S": "600", **NO_PROVIDER}
+    with worker_process(tmp_path, **env) as worker:
+        assert worker.stderr is not None
+        assert "waiting for Temporal" in worker.stderr.readline()
+        worker.send_signal(signal.SIGTERM)
+        _, err = worker.communicate(timeout=PATIENCE_S)
+        assert worker.returncode == 0
+        assert _logged(err)[-1]["event"] == "stopped"
+
+
+async def test_a_namespace_that_is_missing_is_named(tmp_path: Path, temporal: WorkflowEnvironment) -> None:
+    env = {
+        "SANDHOLD_TEMPORAL_ADDRESS": temporal.client.service_client.config.target_host,
+        "SANDHOLD_TEMPORAL_NAMESPACE": "nowhere",
+        **NO_PROVIDER,
+    }
+    with worker_process(tmp_path, **env) as worker:
+        _, err = await asyncio.to_thread(worker.communicate, timeout=PATIENCE_S)
+        assert worker.returncode == 2
+        assert "nowhere" in _logged(err)[-1]["reason"]
+
+
+def test_health_is_what_temporal_says(tmp_path: Path) -> None:
+    with dev_process(tmp_path / "data", "--without", "worker,daytona") as dev:
+        dev.until_ready()
+        address = dev.stack()["temporal_address"]
+        temporal = dev.pid_of("temporal")
+        assert temporal is not None
+        with worker_process(tmp_path / "data", SANDHOLD_TEMPORAL_ADDRESS=address, **NO_PROVIDER) as worker:
+            assert worker.stdout is not None
+            ready, _, url = worker.stdout.readline().strip().partition(" ")
+            assert ready == "ready"
+            assert _health(url) == (200, {"status": "ok"})
+            os.kill(temporal, signal.SIGSTOP)
+            status, body = _health(url)
+            assert status == 503
+            assert body["status"] == "unavailable"
+            assert "Temporal does not answer" in body["reason"]
+            os.kill(temporal, signal.SIGCONT)
+            wait_until(lambda: _health(url)[0] == 200)
+            worker.send_signal(signal.SIGTERM)
+            rest, err = worker.communicate(timeout=PATIENCE_S)
+            assert worker.returncode == 0
+            assert rest == "", "stdout holds the one line"
+            assert _logged(err)[-1]["event"] == "stopped"
+
+
+@pytest.fixture(scope="module")
+async def sandhold(dev: Dev) -> Sandhold:
+    settings = Settings(data_dir=dev.data_dir, temporal_address=dev.stack()["temporal_address"])
+    return await Sandhold.connect(settings)
+
+
+@pytest.fixture
+async def session(sandhold: Sandhold) -> AsyncIterator[Session]:
+    session = await sandhold.open_session(policy={"end_grace_s": 0.5})
+    await session.create_sandbox("work", sandbox_id="work")
+    yield session
+    await session.end()
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+async def test_a_worker_that_is_stopped_finishes_the_command_it_runs(
+    dev: Dev, sandhold: Sandhold, session: Session, name: signal.Signals
+) -> None:
+    command = asyncio.create_task(session.exec("work", "echo begun >> starts; sleep 3; cat starts", output="normal"))
+    await _until_started(session)
+    stopped = dev.pid_of("worker")
+    assert stopped is not None
+    os.kill(stopped, name)
+    result = await asyncio.wait_for(command, PATIENCE_S)
+    assert (result.status, result.exit_code, result.stdout) == ("completed", 0, "begun\n")
+    attempts = await _attempts(sandhold.client, session, Activity.RUN_COMMAND)
+    assert set(attempts) == {1}, "nothing had to be tried again"
+    await asyncio.to_thread(wait_until, lambda: dev.pid_of("worker") not in {None, stopped}, dev.text)
+    assert "worker: ended with code 0" in dev.text()
+
+
+async def test_a_long_command_moves_to_the_next_worker(dev: Dev, sandhold: Sandhold, session: Session) -> None:
+    script = "echo begun >> starts; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo $i; sleep 1; done; cat starts"
+    command = asyncio.create_task(session.exec("work", script, output="normal"))
+    deadline = time.monotonic() + PATIENCE_S
+    while not await _attempts(sandhold.client, session, Activity.FOLLOW_COMMANDS, scheduled=True):
+        assert time.monotonic() < deadline, "the command is never followed"
+        await asyncio.sleep(0.2)
+    stopped = dev.pid_of("worker")
+    assert stopped is not None
+    os.kill(stopped, signal.SIGTERM)
+    result = await asyncio.wait_for(command, PATIENCE_S)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [*(str(number) for number in range(1, 13)), "begun"]
+
+
+async def _until_started(session: Session) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        envelope = await session.call("daytona_read_file", {"sandbox_id": "work", "path": "starts"})
+        if envelope.ok:
+            return
+        assert time.monotonic() < deadline, envelope
+        await asyncio.sleep(0.1)
+
+
+async def _attempts(client: Client, session: Session, activity: Activity, *, scheduled: bool = False) -> list[int]:
+    """The attempts at an activity in the sandbox's history; with `scheduled`, an entry for each that was asked for."""
+    history = await client.get_workflow_handle(sandbox_workflow_id(session.session_id, "work")).fetch_history()
+    ours = {
+        event.event_id
+        for event in history.events
+        if event.activity_task_scheduled_event_attributes.activity_type.name == activity
+    }
+    if scheduled:
+        return [0] * len(ours)
+    return [
+        event.activity_task_started_event_attributes.attempt
+        for event in history.events
+        if event.activity_task_started_event_attributes.scheduled_event_id in ours
+    ]
