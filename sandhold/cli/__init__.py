@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sandhold.cli.output import JsonFlag, output
+from sandhold.cli.output import EXIT_INTERRUPTED, EXIT_USAGE, JsonFlag, output
 
 # Name, where it lives, and its line in the list of commands.
 COMMANDS = {
@@ -88,20 +88,28 @@ def root(
         os.environ["SANDHOLD_DATA_DIR"] = str(data_dir)
 
 
-def main() -> NoReturn:
-    """Run the command line and leave the process.
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code.
 
-    Exit codes: 0 ok, 1 tool error, 2 usage, 3 session or sandbox not found or ended, 4 Temporal unreachable.
+    0 ok, 1 tool error, 2 usage, 3 session or sandbox not found or ended, 4 Temporal unreachable, 130 interrupted;
+    `exec` the command's own.
     """
+    output.begin()
     try:
-        app()
+        app(arguments)
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt:
-        code = 130
-    if code == 2:
-        output.usage_error()
+        code = EXIT_INTERRUPTED
+    if code == EXIT_USAGE:
+        output.usage_error(arguments)
+    return code
+
+
+def main() -> NoReturn:
+    """Run the command line and leave the process with its exit code."""
+    code = run(sys.argv[1:])
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()

@@ -27,9 +27,13 @@ EXIT_INTERRUPTED = 130
 
 
 class Output:
-    """Where a command's answer goes. One per process: a process runs one command."""
+    """Where a command's answer goes. One per process, for one command at a time."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is chosen and nothing written yet."""
         self.as_json = False
         self._written = False
 
@@ -64,9 +68,9 @@ class Output:
         if self.as_json and not self._written:
             self.document({"error": {"code": code, "message": message, "hint": hint}})
 
-    def usage_error(self) -> None:
+    def usage_error(self, arguments: list[str]) -> None:
         """After the parser has explained on stderr what is wrong, the document that was asked for is still owed."""
-        if not self._written and (self.as_json or "--json" in _before_command(sys.argv)):
+        if not self._written and (self.as_json or "--json" in _before_command(arguments)):
             self.document(
                 {"error": {"code": "usage", "message": "the command line is wrong; see stderr", "hint": None}}
             )

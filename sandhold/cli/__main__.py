@@ -1,0 +1,3 @@
+from sandhold.cli import main
+
+main()
