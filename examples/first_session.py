@@ -1,4 +1,4 @@
-"""A first session: one sandbox, one file, one command. Needs a running `make dev` (or SANDHOLD_TEMPORAL_ADDRESS)."""
+"""A first session: one sandbox, one file, one command."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from sandhold import Sandhold
 
 
 async def main() -> None:
-    sandhold = await Sandhold.connect()
+    sandhold = await Sandhold.connect()  # the running `make dev`, or SANDHOLD_TEMPORAL_ADDRESS
     session = await sandhold.open_session(owner="ada", policy={"idle_stop_s": 120})
     box = await session.create_sandbox(title="build")
     await session.write_file(box.sandbox_id, "hello.py", "print('hello from', __import__('os').uname().nodename)\n")
