@@ -26,7 +26,7 @@ from sandhold.temporal import deployment_id
 Found = TypeVar("Found")
 
 PROJECT, BUILD = "project", "build"
-BUILD_PARTS = 7
+BUILD_PARTS = 6
 PROVIDER_REQUEST_S = 30.0
 
 CART = '''\
@@ -81,7 +81,7 @@ class ScriptedAgent:
         self._provider = provider
         self._report = report
         local = stack.local_provider
-        self._policy = Policy(idle_stop_s=15.0 if local else 45.0, end_grace_s=5.0, create_timeout_s=180.0)
+        self._policy = Policy(idle_stop_s=12.0 if local else 45.0, end_grace_s=5.0, create_timeout_s=180.0)
         self._patience_s = 60.0 if local else 180.0
         self.session_id = f"demo-{secrets.token_hex(4)}"
         self._session: Session

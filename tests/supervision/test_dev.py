@@ -116,16 +116,6 @@ async def test_a_killed_dev_takes_everything_with_it_and_the_next_one_goes_on_fr
         assert kept.status is WorkflowExecutionStatus.RUNNING
 
 
-def test_a_stack_file_left_by_a_dead_stack_is_replaced(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "stack.json").write_text(json.dumps({"temporal_address": "127.0.0.1:1", "pids": {"dev": 1}}))
-    with dev_process(data, "--without", "worker,daytona") as dev:
-        dev.until_ready()
-        assert dev.stack()["temporal_address"] != "127.0.0.1:1"
-        assert dev.stack()["pids"]["dev"] == dev.process.pid
-
-
 def test_a_port_that_was_asked_for_and_is_taken_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -142,13 +132,17 @@ def test_the_usual_port_gives_way_when_it_is_taken(dev: Dev, tmp_path: Path) -> 
         assert second.stack()["ui_url"] != dev.stack()["ui_url"]
 
 
-def test_an_address_in_the_environment_is_where_temporal_is_served(tmp_path: Path) -> None:
+def test_temporal_is_served_where_the_environment_says_whatever_a_dead_stack_left_behind(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "stack.json").write_text(json.dumps({"temporal_address": "127.0.0.1:1", "pids": {"dev": 1}}))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     env = {"SANDHOLD_TEMPORAL_ADDRESS": f"127.0.0.1:{port}"}
-    with dev_process(tmp_path / "data", "--without", "worker,daytona", env=env) as dev:
+    with dev_process(data, "--without", "worker,daytona", env=env) as dev:
         dev.until_ready()
         assert dev.stack()["temporal_address"] == f"127.0.0.1:{port}"
+        assert dev.stack()["pids"]["dev"] == dev.process.pid
 
 
 def test_an_address_elsewhere_is_refused_with_what_to_do(tmp_path: Path) -> None:
