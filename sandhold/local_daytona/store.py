@@ -40,6 +40,7 @@ class DataFolder:
         self.path = path
         self._lock = lock
         self._writes: dict[str, asyncio.Lock] = {}
+        self._work: set[asyncio.Task[None]] = set()
 
     @classmethod
     def open(cls, path: Path) -> DataFolder:
@@ -99,14 +100,27 @@ class DataFolder:
             if record.state is State.DESTROYED:
                 self._writes.pop(record.id, None)
                 return
-            await asyncio.to_thread(_write_durably, self._record_path(record.id), record.model_dump_json())
+            await self._in_thread(_write_durably, self._record_path(record.id), record.model_dump_json())
 
     async def remove(self, sandbox_id: str) -> None:
         """The sandbox's folder and then its record are gone when this returns. Raises OSError."""
         async with self._writes.setdefault(sandbox_id, asyncio.Lock()):
-            await asyncio.to_thread(_remove_tree, self.sandbox_folder(sandbox_id))
-            self._record_path(sandbox_id).unlink(missing_ok=True)
+            await self._in_thread(_remove_tree, self.sandbox_folder(sandbox_id))
+            path = self._record_path(sandbox_id)
+            for each in (path, _draft_of(path)):
+                each.unlink(missing_ok=True)
         self._writes.pop(sandbox_id, None)
+
+    async def flush(self) -> None:
+        """Nothing is being written any more when this returns, not even for a caller that was cancelled."""
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    async def _in_thread(self, function: Callable[..., None], *arguments: Path | str) -> None:
+        # A thread cannot be cancelled with the task that waits for it.
+        work = asyncio.create_task(asyncio.to_thread(function, *arguments))
+        self._work.add(work)
+        work.add_done_callback(self._work.discard)
+        await asyncio.shield(work)
 
     def _record_path(self, sandbox_id: str) -> Path:
         return self.path / "records" / f"{sandbox_id}.json"
@@ -114,7 +128,7 @@ class DataFolder:
 
 def _write_durably(path: Path, text: str) -> None:
     """`path` holds either what it held or all of `text`, also after a power failure; mode 0600."""
-    draft = path.with_name(f".{path.name}.new")
+    draft = _draft_of(path)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
@@ -126,6 +140,10 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _remove_tree(folder: Path) -> None:

@@ -237,6 +237,7 @@ class Sandboxes:
         for sandbox in self:
             sandbox.settled.set()  # nobody needs to wait for what will not come in this run
         await self._runtime.close()
+        await self._folder.flush()
 
     # Inside
 

@@ -89,8 +89,8 @@ async def _trivial_server(data_dir: Path, **options: Any) -> AsyncIterator[Trivi
     folder = DataFolder.open(data_dir)
     runtime = TrivialRuntime()
     server = Server(folder, runtime, trivial_toolbox, ServerOptions(API_KEY, faults=True, **options))
-    await server.start()
     try:
+        await server.start()
         async with aiohttp.ClientSession() as http:
             api, plan = Api(http, server.origin), FaultPlan(http, server.api_url, API_KEY)
             trivial = Trivial(server, folder, runtime, http, api, plan)

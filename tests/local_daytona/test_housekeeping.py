@@ -56,38 +56,38 @@ async def test_looking_at_a_sandbox_is_not_activity(quick: Trivial) -> None:
     await has_state(quick, "stopped", sandbox.id)
 
 
-async def test_an_open_toolbox_request_keeps_a_sandbox_up(quick: Trivial) -> None:
-    sandbox = await create(quick, auto_stop_interval=3)
+async def last_activity(quick: Trivial, sandbox: AsyncSandbox) -> str:
+    _, shown = await quick.api.ask("GET", f"/api/sandbox/{sandbox.id}")
+    return str(shown["lastActivityAt"])
 
-    answer = await sandbox.process.exec(f"sleep {7 * MINUTE_S}")
 
-    assert answer.result == sandbox.id
-    await has_state(quick, "started", sandbox.id)
-    await has_state(quick, "stopped", sandbox.id)
+async def test_a_toolbox_request_is_activity_when_it_begins_and_while_it_is_open(quick: Trivial) -> None:
+    sandbox = await create(quick, auto_stop_interval=0)
+    at_rest = await last_activity(quick, sandbox)
+
+    execute = asyncio.create_task(sandbox.process.exec(f"sleep {4 * MINUTE_S}"))
+    seen = set()
+    while not execute.done():
+        seen.add(await last_activity(quick, sandbox))
+        await asyncio.sleep(0.02)
+
+    assert (await execute).result == sandbox.id
+    assert len(seen - {at_rest}) >= 2
 
 
 async def test_a_toolbox_request_may_say_that_it_is_no_activity(quick: Trivial) -> None:
-    sandbox = await create(quick, auto_stop_interval=1)
+    sandbox = await create(quick, auto_stop_interval=0)
+    at_rest = await last_activity(quick, sandbox)
 
     status, _ = await quick.api.ask(
         "POST",
         f"/toolbox/{sandbox.id}/process/execute",
-        json={"command": f"sleep {3 * MINUTE_S}"},
+        json={"command": f"sleep {MINUTE_S}"},
         headers={"X-Daytona-Skip-Last-Activity-Update": "true"},
     )
 
     assert status == 200
-    await has_state(quick, "stopped", sandbox.id)
-
-
-async def test_activity_noted_by_hand_keeps_a_sandbox_up(quick: Trivial) -> None:
-    sandbox = await create(quick, auto_stop_interval=4)
-
-    for _ in range(6):
-        await some_minutes(1)
-        await sandbox.refresh_activity()
-
-    await has_state(quick, "started", sandbox.id)
+    assert await last_activity(quick, sandbox) == at_rest
 
 
 async def test_a_new_interval_counts_from_the_last_activity(quick: Trivial) -> None:
@@ -104,10 +104,12 @@ async def test_a_stopped_sandbox_is_archived(quick: Trivial) -> None:
 
 @pytest.mark.parametrize("archived", [False, True])
 async def test_a_stopped_or_archived_sandbox_is_deleted_after_its_interval(quick: Trivial, archived: bool) -> None:
-    sandbox = await create(quick, auto_delete_interval=1)
+    sandbox = await create(quick)
     await sandbox.stop()
     if archived:
         await sandbox.archive()
+        await has_state(quick, "archived", sandbox.id)
+    await sandbox.set_auto_delete_interval(1)
     await is_gone(quick, sandbox.id)
 
 
@@ -126,17 +128,18 @@ async def test_an_idle_ephemeral_sandbox_is_deleted(quick: Trivial) -> None:
 async def test_the_end_of_the_time_to_live_destroys_whatever_the_state(quick: Trivial, state: str) -> None:
     if state == "error":
         await quick.faults.add(effect="start_error")
-        _, shown = await quick.api.ask("POST", "/api/sandbox", json={"ttlMinutes": 2})
-        assert shown["state"] == "error"
-        await is_gone(quick, shown["id"])
-        return
-    sandbox = await create(quick, ttl_minutes=2, auto_stop_interval=0)
-    if state != "started":
-        await sandbox.stop()
+    _, shown = await quick.api.ask("POST", "/api/sandbox", json={"autoStopInterval": 0})
+    path = f"/api/sandbox/{shown['id']}"
+    if state in ("stopped", "archived"):
+        await quick.api.ask("POST", f"{path}/stop")
+        await has_state(quick, "stopped", shown["id"])
     if state == "archived":
-        await sandbox.archive()
+        await quick.api.ask("POST", f"{path}/archive")
+    await has_state(quick, state, shown["id"])
 
-    await is_gone(quick, sandbox.id)
+    await quick.api.ask("POST", f"{path}/ttl/1")
+
+    await is_gone(quick, shown["id"])
 
 
 async def test_activity_does_not_prolong_the_time_to_live(quick: Trivial) -> None:
@@ -156,10 +159,11 @@ async def test_activity_does_not_prolong_the_time_to_live(quick: Trivial) -> Non
 
 async def test_a_timer_that_is_due_in_the_middle_of_a_change_waits_for_its_end(quick: Trivial) -> None:
     await quick.faults.add(effect="start_delay", seconds=3 * MINUTE_S)
-    sandbox = await create(quick, ttl_minutes=1)
 
-    assert sandbox.state == "started"
-    await is_gone(quick, sandbox.id)
+    _, shown = await quick.api.ask("POST", "/api/sandbox", json={"ttlMinutes": 1})
+
+    await is_gone(quick, shown["id"])
+    assert quick.runtime.starts == [shown["id"]]
 
 
 async def test_a_failure_of_one_sandbox_does_not_stop_the_care_for_others(

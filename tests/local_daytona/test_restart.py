@@ -17,7 +17,8 @@ from sandhold.local_daytona import command
 from sandhold.local_daytona.command import main
 from sandhold.local_daytona.interface import IsolationUnavailable
 from sandhold.local_daytona.runtime import BubblewrapRuntime
-from tests.local_daytona.conftest import Api
+from sandhold.local_daytona.store import DataFolder, DataFolderDamaged
+from tests.local_daytona.conftest import Api, StartTrivial
 from tests.local_daytona_server import (
     LocalDaytona,
     ServerDidNotStart,
@@ -121,18 +122,18 @@ async def test_a_server_asked_to_end_ends_cleanly_with_its_sandboxes(tmp_path: P
         assert server.process.stdout is not None
         assert await server.process.stdout.read() == b""
     assert _processes_of(sandbox.id) == []
-    async with running_local_daytona(data_dir) as again, again.client() as daytona:
-        assert (await daytona.get("busy")).state == "stopped"
+    assert (data_dir / "sandboxes" / sandbox.id / "home").is_dir()
+    said = (tmp_path / "data.log").read_text()
+    for what in ("memory", "processes", "disk"):
+        assert f"limit on {what}: " in said
 
 
-async def test_a_second_server_on_one_data_folder_is_refused(tmp_path: Path) -> None:
-    data_dir = tmp_path / "data"
-    async with running_local_daytona(data_dir) as first:
-        with pytest.raises(ServerDidNotStart, match="in use by another local Daytona") as caught:
-            async with running_local_daytona(data_dir):
-                pass
-        assert caught.value.code == 1
-        assert str(first.process.pid) in caught.value.said
+async def test_a_second_server_on_one_data_folder_is_refused(local_daytona: LocalDaytona) -> None:
+    with pytest.raises(ServerDidNotStart, match="in use by another local Daytona") as caught:
+        async with running_local_daytona(local_daytona.data_dir):
+            pass
+    assert caught.value.code == 1
+    assert f"process {local_daytona.process.pid}" in caught.value.said
 
 
 async def test_a_port_in_use_is_refused_and_touches_no_sandbox(tmp_path: Path, local_daytona: LocalDaytona) -> None:
@@ -179,45 +180,40 @@ def test_without_isolation_nothing_is_served_and_the_reason_is_told(
     assert capsys.readouterr().out == ""
 
 
-async def test_a_damaged_record_is_named_and_left_alone(tmp_path: Path) -> None:
-    data_dir = tmp_path / "data"
-    (data_dir / "records").mkdir(parents=True)
-    damaged = data_dir / "records" / "x.json"
+async def test_a_damaged_record_is_named_and_left_alone(tmp_path: Path, start_trivial: StartTrivial) -> None:
+    damaged = tmp_path / "data" / "records" / "x.json"
+    damaged.parent.mkdir(parents=True)
     damaged.write_text('{"id": "x"')
 
-    with pytest.raises(ServerDidNotStart, match=r"x\.json is not a sandbox's record") as caught:
-        async with running_local_daytona(data_dir):
+    with pytest.raises(DataFolderDamaged, match=r"x\.json is not a sandbox's record"):
+        async with start_trivial(tmp_path / "data"):
             pass
 
-    assert caught.value.code == 1
     assert damaged.read_text() == '{"id": "x"'
+
+
+async def test_a_record_cut_off_by_a_crash_never_counts(tmp_path: Path, start_trivial: StartTrivial) -> None:
+    async with start_trivial(tmp_path / "data") as server:
+        sandbox = await server.daytona.create(named("whole"))
+    (tmp_path / "data" / "records" / f".{sandbox.id}.json.new").write_text('{"id": "')
+
+    async with start_trivial(tmp_path / "data") as server:
+        assert [row.name async for row in server.daytona.list()] == ["whole"]
 
 
 async def test_without_a_key_one_is_made_and_kept_for_its_owner_only(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    keys = []
-    for _ in range(2):
-        async with running_local_daytona(data_dir, api_key="") as server:
-            path = data_dir / "api-key"
-            keys.append(path.read_text().strip())
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            status, _ = await Api(server.http, server.origin, keys[-1]).ask("GET", "/api/sandbox")
-            assert status == 200
+    async with running_local_daytona(data_dir, api_key="") as server:
+        path = data_dir / "api-key"
+        key = path.read_text().strip()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        status, _ = await Api(server.http, server.origin, key).ask("GET", "/api/sandbox")
+        assert status == 200
 
-    assert keys[0] == keys[1]
-    assert keys[0] not in data_dir.with_name("data.log").read_text()
-
-
-async def test_standard_output_is_one_line_and_the_limits_are_told_on_standard_error(tmp_path: Path) -> None:
-    async with running_local_daytona(tmp_path / "data", faults=False) as server:
-        assert server.url == f"{server.origin}/api"
-        server.process.terminate()
-        await server.process.wait()
-        assert server.process.stdout is not None
-        assert await server.process.stdout.read() == b""
-    said = (tmp_path / "data.log").read_text()
-    for what in ("memory", "processes", "disk"):
-        assert f"limit on {what}: " in said
+    assert key not in data_dir.with_name("data.log").read_text()
+    folder = DataFolder.open(data_dir)
+    assert folder.api_key() == key
+    folder.close()
 
 
 def _processes_of(sandbox_id: str) -> list[int]:
