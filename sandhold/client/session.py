@@ -4,51 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Literal, TypeVar, overload
 
 from pydantic import JsonValue
-from temporalio.client import (
-    WorkflowFailureError,
-    WorkflowQueryFailedError,
-    WorkflowUpdateFailedError,
-)
-from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError
-from temporalio.exceptions import TimeoutError as WorkflowTimeout
+from temporalio.client import WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.client.absence import Absence
-from sandhold.client.calls import CLOSED_WITH_UPDATE, Calls, as_tool_failure, failed, new_call_id
-from sandhold.client.errors import (
-    EndNotConfirmed,
-    SessionEnded,
-    SessionNotFound,
-    TemporalRefused,
-    WaitTimeout,
-)
+from sandhold.client.calls import Calls, as_tool_failure, failed, new_call_id
+from sandhold.client.ending import Ending
+from sandhold.client.errors import SessionNotFound, WaitTimeout
 from sandhold.client.requests import Deadline, TemporalRequests
 from sandhold.client.rows import DEPLOYMENT_CAPABILITIES, ShownSession
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallEnvelope
-from sandhold.contracts.errors import ErrorCode, ToolFailure
-from sandhold.contracts.names import (
-    END_UPDATE,
-    STATUS_QUERY,
-    SUBMIT_SIGNAL,
-    ToolName,
-    sandbox_workflow_id,
-    session_workflow_id,
-)
-from sandhold.contracts.sandboxes import SandboxOutcome, SandboxStatus, ShownSandbox
-from sandhold.contracts.sessions import (
-    EndAnswer,
-    EndedSandbox,
-    EndRequest,
-    SessionOutcome,
-    SessionStatus,
-    listed,
-    shown_sandboxes,
-)
+from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
+from sandhold.contracts.names import STATUS_QUERY, SUBMIT_SIGNAL, ToolName, sandbox_workflow_id, session_workflow_id
+from sandhold.contracts.sandboxes import SandboxStatus, ShownSandbox
+from sandhold.contracts.sessions import EndAnswer, SessionOutcome, SessionStatus, listed, shown_sandboxes
 from sandhold.contracts.tools import (
     CreateSandboxResult,
     ExecResult,
@@ -66,7 +39,6 @@ Result = TypeVar("Result", bound=Message)
 
 _STATUS_WITHIN_S = 5.0
 """A sandbox that has not told its status by then is shown as `unknown`."""
-_END_UPDATE_ID = "end"
 
 
 class Session:
@@ -78,6 +50,7 @@ class Session:
         self._requests = requests
         self._calls = Calls(session_id, requests, storage)
         self._absence = Absence(session_id, requests)
+        self._ending = Ending(session_id, requests, self._absence)
 
     # Calls.
 
@@ -113,9 +86,11 @@ class Session:
                 )
             return await self._calls.call(prepared, wait=wait, deadline=deadline)
         except ToolFailure as failure:
-            sandbox_id = arguments.get("sandbox_id") if isinstance(arguments, dict) else None
-            named = sandbox_id if isinstance(sandbox_id, str) else None
-            return failed(self.session_id, call_id, tool, named, failure.error)
+            error = failure.error
+        except WorkflowQueryFailedError as failure:
+            error = ToolError(code=ErrorCode.INTERNAL, message=f"the workflow does not tell: {failure}", ambiguous=True)
+        sandbox_id = arguments.get("sandbox_id") if isinstance(arguments, dict) else None
+        return failed(self.session_id, call_id, tool, sandbox_id if isinstance(sandbox_id, str) else None, error)
 
     async def submit(self, tool: str, arguments: JsonValue = None, call_id: str | None = None) -> str:
         """Hand a call to the session without waiting for anything but the server; `result` tells what became of it.
@@ -127,7 +102,7 @@ class Session:
         try:
             await self._requests.signal(self.workflow_id, SUBMIT_SIGNAL, prepared.request, deadline=Deadline())
         except RPCError as error:
-            raise await self._refusal(error) from error
+            raise await self._ending.refusal(error) from error
         return call_id
 
     async def result(
@@ -272,18 +247,12 @@ class Session:
         session and its sandboxes by force.
         """
         deadline = Deadline.after(timeout)
-        answer = await self._begin_to_end(reason, deadline)
-        return await self.wait_for_end(timeout=None if timeout is None else deadline.left_s()) if wait else answer
+        answer = await self._ending.begin(reason, deadline)
+        return await self._ending.outcome(self._status, deadline) if wait else answer
 
     async def wait_for_end(self, *, timeout: float | None = None) -> SessionOutcome:
         """The outcome of the session once it has ended, whoever ends it. Raises as `end` does."""
-        deadline = Deadline.after(timeout)
-        try:
-            return await self._workflow_result(self.workflow_id, SessionOutcome, deadline)
-        except WorkflowFailureError as failure:
-            return await self._outcome_without_session(failure, deadline)
-        except RPCError as error:
-            raise await self._refusal(error) from error
+        return await self._ending.outcome(self._status, Deadline.after(timeout))
 
     # Inside.
 
@@ -310,8 +279,8 @@ class Session:
 
     async def _list(self, deadline: Deadline) -> ListSandboxesResult:
         """The list tool, answered by queries alone: listing adds nothing to any history."""
-        await self._absence.explain(None, deadline)
         try:
+            await self._absence.explain(None, deadline)
             return listed(await self._shown(await self._status(deadline), deadline))
         except (WaitTimeout, WorkflowQueryFailedError) as error:
             raise ToolFailure(ErrorCode.TIMEOUT, f"the session did not answer: {error}", retryable=True) from error
@@ -346,76 +315,7 @@ class Session:
         except SessionNotFound:
             return []
 
-    async def _begin_to_end(self, reason: str, deadline: Deadline) -> EndAnswer:
-        try:
-            return await self._requests.update(
-                self.workflow_id,
-                END_UPDATE,
-                EndRequest(reason=reason),
-                update_id=_END_UPDATE_ID,
-                answer=EndAnswer,
-                deadline=deadline,
-            )
-        except WorkflowUpdateFailedError as refusal:
-            if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type == CLOSED_WITH_UPDATE):
-                raise TemporalRefused(f"the session did not take the request to end: {refusal.cause}") from refusal
-        except RPCError as error:
-            refused = await self._refusal(error)
-            if not isinstance(refused, SessionEnded):
-                raise refused from error
-        return EndAnswer(session_id=self.session_id, state="ended")
-
-    async def _workflow_result(self, workflow_id: str, result: type[Result], deadline: Deadline) -> Result:
-        handle = self._requests.client.get_workflow_handle(workflow_id, result_type=result)
-
-        async def attempt(timeout: timedelta) -> Result:
-            value: Result = await handle.result(rpc_timeout=timeout)
-            return value
-
-        return await self._requests.send(attempt, deadline=deadline)
-
-    async def _outcome_without_session(self, failure: WorkflowFailureError, deadline: Deadline) -> SessionOutcome:
-        """The session's workflow was closed from outside; the server then told its sandboxes to clean up."""
-        status = await self._status(deadline)
-        ended = [
-            EndedSandbox(sandbox_id=book.sandbox_id, outcome=book.ended)
-            for book in status.sandboxes
-            if book.ended is not None
-        ]
-        unconfirmed = []
-        for sandbox_id in [book.sandbox_id for book in status.sandboxes if book.ended is None]:
-            try:
-                outcome = await self._workflow_result(
-                    sandbox_workflow_id(self.session_id, sandbox_id), SandboxOutcome, deadline
-                )
-            except (WorkflowFailureError, RPCError):
-                unconfirmed.append(sandbox_id)
-            else:
-                ended.append(EndedSandbox(sandbox_id=sandbox_id, outcome=outcome.outcome))
-        if unconfirmed:
-            raise EndNotConfirmed(self.session_id, unconfirmed) from failure
-        return SessionOutcome(session_id=self.session_id, reason=_closed_how(failure), sandboxes=ended)
-
-    async def _refusal(self, error: RPCError) -> Exception:
-        """What an RPC error about the session's workflow means."""
-        if error.status is not RPCStatusCode.NOT_FOUND:
-            return TemporalRefused(f"Temporal refused the request: {error.message}")
-        if await self._absence.session_is_open(Deadline()) is None:
-            return SessionNotFound(self.session_id)
-        return SessionEnded(self.session_id)
-
 
 def _given(**arguments: JsonValue) -> dict[str, JsonValue]:
     """The arguments that were given: what is left out is for the session's policy to say."""
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _closed_how(failure: WorkflowFailureError) -> str:
-    cause = failure.cause
-    if isinstance(cause, TerminatedError):
-        return "terminated"
-    if isinstance(cause, CancelledError):
-        return "cancelled"
-    if isinstance(cause, WorkflowTimeout):
-        return "timed out"
-    return "failed"

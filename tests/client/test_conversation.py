@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sandhold.client import Sandhold, TemporalUnreachable, WaitTimeout
+from sandhold.client import EndNotConfirmed, Sandhold, TemporalUnreachable, WaitTimeout
 from sandhold.client.requests import UPDATES_IN_FLIGHT
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
@@ -149,6 +149,7 @@ async def test_without_a_worker_a_call_ends_with_its_timeout_or_its_cancellation
     await speakers.sandbox(session, task_queue="nobody-polls-this")
     error = error_in(await session.call(MANAGE, START, timeout=0.5))
     assert (error.code, error.retryable, error.ambiguous) == (ErrorCode.TIMEOUT, True, True)
+    assert error_in(await session.call("daytona_list_sandboxes", timeout=0.3)).code is ErrorCode.TIMEOUT
     with pytest.raises(WaitTimeout):
         await session.status(timeout=0.3)
     call = asyncio.create_task(session.call(MANAGE, START))
@@ -199,6 +200,16 @@ async def test_a_caller_that_is_cancelled_frees_its_slot(speakers: Speakers) -> 
     await asyncio.gather(*waiting, return_exceptions=True)
     assert (await session.call(MANAGE, START, "after", timeout=20)).ok
     assert "after" not in (await box.query(SpeakingSandbox.seen))["by_signal"]
+
+
+async def test_an_end_that_nothing_confirms_is_not_taken_for_one(speakers: Speakers) -> None:
+    session = await speakers.session(on_the_books("box"), on_the_books("old", ended="deleted"))
+    box = await speakers.sandbox(session)
+    await box.terminate()
+    await speakers.temporal.get_workflow_handle(session.workflow_id).terminate()
+    with pytest.raises(EndNotConfirmed) as failure:
+        await session.end()
+    assert failure.value.sandbox_ids == ["box"]
 
 
 async def test_a_session_that_never_was_is_not_found(speakers: Speakers) -> None:
