@@ -91,12 +91,12 @@ async def test_what_runs_and_since_when(operator: Operator) -> None:
 
 async def test_for_whom_it_runs(operator: Operator) -> None:
     command = "temporal workflow list --query \"SandholdOwner = 'acme' AND ExecutionStatus = 'Running'\""
-    assert "second" not in await operator.sees(command, "session/first", "sandbox/first/build")
+    assert "session/second" not in await operator.sees(command, "session/first", "sandbox/first/build")
 
 
 async def test_what_belongs_to_a_session(operator: Operator) -> None:
     command = "temporal workflow list --query \"SandholdSession = 'first'\""
-    assert "second" not in await operator.sees(command, "session/first", "sandbox/first/build")
+    assert "session/second" not in await operator.sees(command, "session/first", "sandbox/first/build")
 
 
 async def test_which_sandboxes_are_started_and_how_many_there_are(operator: Operator) -> None:
