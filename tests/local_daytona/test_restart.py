@@ -31,8 +31,9 @@ def named(name: str) -> CreateSandboxFromSnapshotParams:
 
 
 async def reached(daytona: AsyncDaytona, name: str, state: str) -> None:
-    async with asyncio.timeout(20):
-        while (await daytona.get(name)).state != state:
+    """Returns when there is a sandbox of this name in this state."""
+    async with asyncio.timeout(30):
+        while not await exists(daytona, name) or (await daytona.get(name)).state != state:
             await asyncio.sleep(0.02)
 
 
