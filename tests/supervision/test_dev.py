@@ -9,13 +9,31 @@ import socket
 from pathlib import Path
 
 import pytest
+from daytona import AsyncDaytona, DaytonaConfig, SandboxState
 from temporalio.client import WorkflowExecutionStatus
 
 from sandhold.settings import Settings
 from sandhold.temporal import connect
-from tests.dev_process import Dev, dev_process, wait_until
+from tests.dev_process import Dev, ProcessId, dev_process, wait_until
 
 SERVERS_ONLY = ("--without", "worker,console")
+
+
+def _provider(dev: Dev) -> AsyncDaytona:
+    key = (dev.data_dir / "daytona" / "api-key").read_text().strip()
+    return AsyncDaytona(DaytonaConfig(api_key=key, api_url=dev.stack()["daytona_api_url"]))
+
+
+async def _sandbox_with_a_command(dev: Dev) -> str:
+    """The id of a sandbox in which a process runs that nobody waits for."""
+    async with _provider(dev) as provider:
+        sandbox = await provider.create()
+        await sandbox.process.exec("setsid sleep 600 </dev/null >/dev/null 2>&1 &")
+        return sandbox.id
+
+
+def _command(process: ProcessId) -> bytes:
+    return Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
 
 def _restarted(dev: Dev, part: str, old: int) -> bool:
@@ -104,8 +122,9 @@ async def test_a_killed_dev_takes_everything_with_it_and_the_next_one_goes_on_fr
         dev.until_ready()
         client = await connect(Settings(temporal_address=dev.stack()["temporal_address"]))
         await client.start_workflow("Kept", id="kept", task_queue="nobody")
+        inside = await _sandbox_with_a_command(dev)
         processes = dev.descendants()
-        assert len(processes) >= 3
+        assert any(b"bwrap" in command for command in map(_command, processes)), "the sandbox is among them"
         os.killpg(dev.process.pid, signal.SIGKILL)
         assert dev.code() == -signal.SIGKILL
         wait_until(lambda: not [process for process in processes if process.alive], lambda: str(processes))
@@ -114,6 +133,19 @@ async def test_a_killed_dev_takes_everything_with_it_and_the_next_one_goes_on_fr
         client = await connect(Settings(temporal_address=dev.stack()["temporal_address"]))
         kept = await client.get_workflow_handle("kept").describe()
         assert kept.status is WorkflowExecutionStatus.RUNNING
+        async with _provider(dev) as provider:
+            assert (await provider.get(inside)).state == SandboxState.STOPPED
+
+
+def test_a_stack_that_lost_its_guard_ends_rather_than_run_unguarded(tmp_path: Path) -> None:
+    with dev_process(tmp_path / "data", "--without", "worker,daytona") as dev:
+        dev.until_ready()
+        processes = dev.descendants()
+        (guard,) = [process for process in processes if b"guard_program" in _command(process)]
+        os.kill(guard.pid, signal.SIGKILL)
+        assert dev.code() == 1
+        assert "guard" in dev.text()
+        assert not [process for process in processes if process.alive]
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_an_error(tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ class Guard:
             start_new_session=True,
         )
 
+    async def wait(self) -> None:
+        """Return when the guard has ended, which it does not do by itself while it is held."""
+        while self._process.poll() is None:  # noqa: ASYNC110 - another process tells no event of ours
+            await asyncio.sleep(1.0)
+
     def forget(self, pid: int) -> None:
         """Take a process that has ended, with its group, off the list."""
         # Without its guard the stack still cleans up after itself in every way but its own sudden death.

@@ -78,9 +78,10 @@ class Stack:
         await self._close()
 
     async def wait(self) -> None:
-        """Return never; raise what ended the supervision of a part."""
+        """Return never; raise what ended the supervision of a part, or StackFailed when the guard is gone."""
+        assert self._guard is not None
         supervisions = [part.supervision for part in self.parts.values() if part.supervision is not None]
-        await asyncio.gather(*supervisions)
+        await asyncio.gather(self._watch_guard(self._guard), *supervisions)
 
     def kill(self) -> None:
         """End every part at once, without waiting for anything."""
@@ -162,6 +163,13 @@ class Stack:
                 "data_dir": str(self.folder.path),
                 "started_at": self._started_at.isoformat().replace("+00:00", "Z"),
             }
+        )
+
+    @staticmethod
+    async def _watch_guard(guard: Guard) -> None:
+        await guard.wait()
+        raise StackFailed(
+            "the process that guards the stack was killed; without it a crash could leave processes behind"
         )
 
     async def _close(self) -> None:
