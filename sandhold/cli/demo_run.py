@@ -19,6 +19,7 @@ from sandhold.cli.stack.options import StackOptions
 from sandhold.cli.stack.plans import without_proxy_on_loopback
 from sandhold.cli.stack.stack import Stack
 from sandhold.client import Sandhold, SandholdError, SessionNotFound, TemporalUnreachable
+from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import SESSION_LABEL
 from sandhold.settings import Settings
 
@@ -82,15 +83,21 @@ async def _show(stack: Stack, report: Report) -> int:
         # Whatever it is, the answer is the same: which step, what was said, and the logs.
         except Exception as error:
             _show_why(stack, report, error)
-            if not stack.local_provider:
+            if not stack.local_provider and not _key_was_refused(error):
                 await _clean_up(agent, report)
             return 1
     report.summary()
     return 0
 
 
+def _key_was_refused(error: Exception) -> bool:
+    """With such a key nothing was created, and nothing could be deleted."""
+    return isinstance(error, ToolFailure) and error.error.code is ErrorCode.CONNECTION_REQUIRED
+
+
 async def _clean_up(agent: ScriptedAgent, report: Report) -> None:
     """Leave nothing at a real account. What cannot be deleted now ends by the provider's own limits."""
+    report.console.print("Ending its session, which deletes its sandboxes ...")
     try:
         await agent.clean_up()
     except SessionNotFound:
@@ -115,3 +122,5 @@ def _show_why(stack: Stack, report: Report, error: Exception) -> None:
     reason = str(error) or type(error).__name__
     console.print(f"\n[red]The demo failed at the step: {escape(step)}[/]")
     console.print(f"{type(error).__name__}: {reason}", markup=False, highlight=False)
+    if isinstance(error, ToolFailure) and error.error.hint:
+        console.print(error.error.hint, markup=False, highlight=False)
