@@ -169,7 +169,7 @@ class CommandActivities:
                 wait_s=min(FIRST_WAIT_S, max(0.0, left_s - ANSWER_MARGIN_S)),
                 timeout_s=timeout_s,
                 grace_s=TIMEOUT_GRACE_S,
-                again=activity.info().attempt > 1,
+                again=_may_have_been_started(),
                 upload_path=upload_path,
             ),
         )
@@ -201,7 +201,8 @@ class CommandActivities:
         within_s = order.wait_s + LAUNCHER_MARGIN_S
         response = await self._access.toolbox(
             ref,
-            lambda sandbox: sandbox.process.exec(order.command, env=order.env, timeout=math.ceil(within_s)),
+            # In the root, as a command may have removed the directory that requests run in by default.
+            lambda sandbox: sandbox.process.exec(order.command, "/", order.env, math.ceil(within_s)),
             min(within_s, max(1.0, time_left_s())),
         )
         try:
@@ -224,6 +225,13 @@ async def _heartbeats_if_wanted() -> AsyncIterator[None]:
         return
     async with heartbeats():
         yield
+
+
+def _may_have_been_started() -> bool:
+    """Whether an earlier request may have started the command: this is a retry, or the patient second try of a call,
+    which is the one that has to send heartbeats."""
+    info = activity.info()
+    return info.attempt > 1 or info.heartbeat_timeout is not None
 
 
 def _script(arguments: ExecArguments) -> Script:
