@@ -116,7 +116,7 @@ class SandboxCalls:
         """End what runs inside: wait for the grace period, then cancel. All calls inside have an outcome after."""
         if not self._inside or await until(lambda: not self._inside, timeout_s=grace_s):
             return
-        commands = [call_id for call_id in sorted(self._inside) if self._tool_of(call_id) is ToolName.EXEC]
+        commands = [call_id for call_id in sorted(self._inside) if self._tool_of(call_id) == ToolName.EXEC]
         if commands:
             await self._kill(commands)
         if not await until(lambda: not self._inside, timeout_s=_LAST_WORDS_S):

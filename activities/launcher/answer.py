@@ -137,7 +137,8 @@ def _captured(words: list[str], payload: list[str]) -> Captured:
 
 
 def _number(word: str) -> int | None:
-    return None if word == "-" else int(word)
+    """The number, or None for `-` and for what a command may have put in its place: the folder is in its reach."""
+    return int(word) if word.isdecimal() and len(word) <= 18 else None
 
 
 def _decoded(encoding: str, lines: list[str]) -> bytes:

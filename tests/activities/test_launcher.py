@@ -351,6 +351,13 @@ async def test_a_command_that_removes_its_own_folder_is_not_run_again(machine: M
     assert (machine.home / "ran").read_text() == "run\n"
 
 
+async def test_a_forged_end_breaks_no_answer(dash: Machine) -> None:
+    """A command can write to its own folder; it fools nobody but its caller."""
+    call_id = new_call_id()
+    report = await dash.run(f"touch ~/.sandhold/calls/{call_id}/ended.x.y.z.timed_out; exit 3", call_id=call_id)
+    assert report.state == "ended"
+
+
 async def test_a_call_that_was_never_started_is_absent_for_a_follower(machine: Machine) -> None:
     (report,) = (await machine.ask(follow_request([new_call_id()], wait_s=5))).reports
     assert report.state == "absent"

@@ -92,7 +92,7 @@ async def test_a_sandbox_workflow_that_was_terminated_is_deleted_by_a_new_one(st
 
 async def test_a_session_ended_while_a_sandbox_is_being_created_leaves_none(stack: Stack) -> None:
     session = await stack.open()
-    await stack.faults.add(method="POST", route="/api/sandbox", effect="delay", delay_s=1.0)
+    await stack.faults.add(method="POST", route="/api/sandbox", effect="delay", seconds=1.0)
     creating = asyncio.create_task(session.call("daytona_create_sandbox", {"sandbox_id": "late"}))
     await eventually(session.status, lambda status: len(status.sandboxes) == 1, "the sandbox on the books")
     outcome = await session.end()

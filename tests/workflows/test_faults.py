@@ -65,7 +65,7 @@ async def test_a_foreign_sandbox_of_our_name_is_never_touched(stack: Stack) -> N
 
 async def test_a_sandbox_that_fails_to_start_is_reported_and_deleted(stack: Stack) -> None:
     session = await stack.open()
-    await stack.faults.add(**CREATE, effect="start_error", error_reason="no runner", times=1)
+    await stack.faults.add(**CREATE, effect="start_error", reason="no runner", times=1)
     error = await error_of_call(session, "daytona_create_sandbox", {"sandbox_id": "box"})
     assert error.code is ErrorCode.SANDBOX_FAILED
     assert "no runner" in error.message
@@ -84,7 +84,7 @@ async def test_a_stopped_sandbox_that_fails_to_start_again_says_so_and_can_still
     session = await stack.open()
     box = await creates(session)
     await call_ok(session, "daytona_manage_sandbox", {"sandbox_id": box, "action": "stop"})
-    await stack.faults.add(**START, effect="start_error", error_reason="disk gone", recoverable=False, times=1)
+    await stack.faults.add(**START, effect="start_error", reason="disk gone", recoverable=False, times=1)
     error = await error_of_call(session, "daytona_exec", {"sandbox_id": box, "command": "true"})
     assert error.code is ErrorCode.SANDBOX_FAILED
     assert (await stack.status(session, box)).state == "failed"

@@ -77,7 +77,7 @@ async def test_a_failed_idle_stop_is_tried_again(stack: Stack) -> None:
 async def test_a_call_that_meets_the_idle_stop_waits_and_starts_the_sandbox(stack: Stack) -> None:
     session = await stack.open(idle_stop_s=0.5)
     box = await creates(session)
-    await stack.faults.add(method="POST", route="/api/sandbox/{id}/stop", effect="delay", delay_s=1.0)
+    await stack.faults.add(method="POST", route="/api/sandbox/{id}/stop", effect="delay", seconds=1.0)
     await eventually(lambda: stack.status(session, box), lambda seen: seen.state == "stopping", "the idle stop")
     ran = await exec_ok(session, box, "echo here", output="normal")
     assert ran["stdout"].strip() == "here"
