@@ -24,7 +24,7 @@ from temporalio.testing import WorkflowEnvironment
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import Activity, sandbox_workflow_id
 from sandhold.settings import Settings
-from tests.dev_process import PATIENCE_S, Dev, clean_environment, dev_process, wait_until
+from tests.dev_process import PATIENCE_S, Dev, clean_environment, wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 NO_PROVIDER = {"SANDHOLD_DAYTONA_API_URL": "http://127.0.0.1:1/api", "SANDHOLD_DAYTONA_API_KEY": "none"}
@@ -100,29 +100,29 @@ def test_a_worker_that_waits_for_temporal_can_be_stopped(tmp_path: Path) -> None
         assert _logged(err)[-1]["event"] == "stopped"
 
 
-def test_health_is_what_temporal_says(tmp_path: Path) -> None:
-    with dev_process(tmp_path / "data", "--without", "worker,daytona") as dev:
-        dev.until_ready()
-        address = dev.stack()["temporal_address"]
-        temporal = dev.pid_of("temporal")
-        assert temporal is not None
-        with worker_process(tmp_path / "data", SANDHOLD_TEMPORAL_ADDRESS=address, **NO_PROVIDER) as worker:
-            assert worker.stdout is not None
-            ready, _, url = worker.stdout.readline().strip().partition(" ")
-            assert ready == "ready"
-            assert _health(url) == (200, {"status": "ok"})
-            os.kill(temporal, signal.SIGSTOP)
-            status, body = _health(url)
-            assert status == 503
-            assert body["status"] == "unavailable"
-            assert "Temporal does not answer" in body["reason"]
-            os.kill(temporal, signal.SIGCONT)
-            wait_until(lambda: _health(url)[0] == 200)
-            worker.send_signal(signal.SIGTERM)
-            rest, err = worker.communicate(timeout=PATIENCE_S)
-            assert worker.returncode == 0
-            assert rest == "", "stdout holds the one line"
-            assert _logged(err)[-1]["event"] == "stopped"
+def test_health_is_what_temporal_says(dev: Dev) -> None:
+    url = dev.stack()["health_urls"]["worker"]
+    temporal = dev.pid_of("temporal")
+    assert temporal is not None
+    wait_until(lambda: _health(url) == (200, {"status": "ok"}))
+    os.kill(temporal, signal.SIGSTOP)
+    try:
+        status, body = _health(url)
+    finally:
+        os.kill(temporal, signal.SIGCONT)
+    assert status == 503
+    assert body["status"] == "unavailable"
+    assert "Temporal does not answer" in body["reason"]
+    wait_until(lambda: _health(url)[0] == 200)
+
+
+def test_the_worker_says_ready_once_and_logs_one_json_object_a_line(dev: Dev) -> None:
+    lines = (dev.data_dir / "logs" / "worker.log").read_text().splitlines()
+    announced = [line for line in lines if not line.startswith("{")]
+    assert announced, "stdout goes into the same file"
+    for line in announced:
+        assert line.startswith("ready http://127.0.0.1:")
+    assert {"connected", "ready"} <= {event["event"] for event in _logged("\n".join(set(lines) - set(announced)))}
 
 
 @pytest.fixture(scope="module")
