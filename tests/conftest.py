@@ -18,11 +18,9 @@ async def temporal() -> AsyncIterator[WorkflowEnvironment]:
     """The development server. At the end every workflow that any test ran is replayed."""
     async with running_temporal() as environment:
         yield environment
-        replayed = 0
-        async for history in histories(environment.client):
-            await replayer().replay_workflow(history)
-            replayed += 1
-        print(f"\nreplayed {replayed} histories of the tests' workflows")
+        replayed = await replayer().replay_workflows(histories(environment.client), raise_on_replay_failure=False)
+        failures = replayed.replay_failures
+        assert not failures, f"{len(failures)} workflows of the tests do not replay: {failures}"
 
 
 @pytest.fixture(scope="session")

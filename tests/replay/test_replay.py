@@ -9,7 +9,6 @@ import pytest
 from temporalio.client import WorkflowHistory
 
 from tests.replay.fingerprints import FILE, fingerprints
-from tests.replay.scenarios import SCENARIOS
 from tests.stack import replayer
 
 RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
@@ -19,11 +18,6 @@ RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
 async def test_recorded_histories_replay(path: Path) -> None:
     document = json.loads(path.read_text())
     await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
-
-
-def test_every_main_scenario_is_recorded() -> None:
-    for scenario in SCENARIOS:
-        assert any(f"-{scenario.replace('_', '-')}-" in path.name for path in RECORDED), scenario
 
 
 async def test_a_changed_order_of_commands_would_be_noticed() -> None:
