@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import os
+import uuid
 from typing import Any
 
 import pytest
@@ -32,6 +33,8 @@ class Files:
     def __init__(self, provider: ProviderUnderTest, ref: SandboxRef) -> None:
         self.provider = provider
         self.ref = ref
+        # Unlike id(self), never the name of an earlier test's calls: those would answer with their results.
+        self.calls = f"call-{uuid.uuid4().hex}"
         self.count = 0
 
     async def read(self, path: str, **arguments: Any) -> CallOutcome:
@@ -50,7 +53,7 @@ class Files:
     def step(self, **arguments: Any) -> CallStep:
         self.count += 1
         arguments["sandbox_id"] = self.ref.sandbox_id
-        return CallStep(ref=self.ref, call_id=f"call-{os.getpid()}-{id(self)}-{self.count}", arguments=arguments)
+        return CallStep(ref=self.ref, call_id=f"{self.calls}-{self.count}", arguments=arguments)
 
     async def sh(self, command: str) -> str:
         return await self.provider.sh(self.ref, command)

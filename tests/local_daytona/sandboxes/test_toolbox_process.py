@@ -86,8 +86,10 @@ async def test_a_command_that_a_signal_ends_answers_128_and_the_signal(shared_bo
 
 
 async def test_commands_start_with_default_signals(shared_box: Box) -> None:
-    ignored = await shared_box.run("grep -E 'Sig(Ign|Blk)' /proc/self/status")
-    assert [int(line.split()[1], 16) for line in ignored.splitlines()] == [0, 0]
+    lines = (await shared_box.run("grep -E 'Sig(Ign|Blk)' /proc/self/status")).splitlines()
+    # 32 and 33 belong to the C library, which lets no program change them: they come as the machine set them.
+    own = sum(1 << (number - 1) for number in (32, 33))
+    assert [int(line.split()[1], 16) & ~own for line in lines] == [0, 0]
     assert await shared_box.run("yes | head -1") == "y\n"
 
 
