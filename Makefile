@@ -34,9 +34,6 @@ dev: setup ## Keep Temporal, the local Daytona and a worker up until Ctrl-C
 test: setup ## Pass all tests
 	$(BIN)/python -m pytest $(TESTS)
 
-soak: setup ## 1,500 calls from 6 callers on one sandbox
-	$(BIN)/python -m pytest tests/workflows/soak_many_calls.py
-
 histories: setup ## Record the main scenarios for the replay tests, once per release: make histories NAME=v2
 	$(BIN)/python -m tests.replay.record $(NAME)
 

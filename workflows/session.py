@@ -8,7 +8,13 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    FailureError,
+    WorkflowAlreadyStartedError,
+)
 from temporalio.workflow import ChildWorkflowHandle, ParentClosePolicy
 
 from workflows.admission import new_book
@@ -249,7 +255,23 @@ class AgentSession:
         self._children[start.sandbox_id] = child
         asyncio.create_task(self._watch(start, child))  # noqa: RUF006 - the event loop of a workflow keeps its tasks
         if self._ending is not None:
-            child.cancel()
+            self._cancel(start.sandbox_id)
+
+    def _cancel(self, sandbox_id: str) -> None:
+        asyncio.create_task(self._request_cancel(sandbox_id))  # noqa: RUF006 - the event loop of a workflow keeps its tasks
+
+    async def _request_cancel(self, sandbox_id: str) -> None:
+        """Ask the sandbox's workflow to delete and complete.
+
+        By its id alone: the child's own handle cancels the run that was started, and the server grants that
+        without effect once the child has continued as new (server 1.32.0, measured).
+        """
+        owner = workflow.get_external_workflow_handle(sandbox_workflow_id(self._start.session_id, sandbox_id))
+        try:
+            await owner.cancel()
+        except FailureError as failure:
+            # It has just closed: then the watch on it decides.
+            workflow.logger.info("sandbox workflow took no cancellation", extra={"error": str(failure)})
 
     async def _watch(self, start: SandboxStart, child: Child) -> None:
         """Note how the sandbox ended. One that closed without a confirmed deletion gets a new owner to delete it."""
@@ -433,8 +455,8 @@ class AgentSession:
     async def _end(self, reason: str) -> SessionOutcome:
         """Cancel every sandbox and complete when the absence of each is confirmed."""
         self._enter("ending")
-        for child in self._children.values():
-            child.cancel()
+        for sandbox_id in self._children:
+            self._cancel(sandbox_id)
         await self._main_until(
             lambda: not self._open_ids() and not self._children and not self._inbox and not self._emptying
         )
