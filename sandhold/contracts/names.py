@@ -61,6 +61,7 @@ class ToolName(StrEnum):
     WRITE_FILE = "daytona_write_file"
     LIST_SANDBOXES = "daytona_list_sandboxes"
     MANAGE_SANDBOX = "daytona_manage_sandbox"
+    COMMAND = "daytona_command"
 
 
 SESSION_TOOLS = frozenset({ToolName.CREATE_SANDBOX, ToolName.LIST_SANDBOXES})
@@ -78,6 +79,10 @@ class Activity(StrEnum):
     RUN_COMMAND = "run_command"
     FOLLOW_COMMANDS = "follow_commands"
     STOP_COMMANDS = "stop_commands"
+    READ_OUTPUT = "read_output"
+    WRITE_INPUT = "write_input"
+    SIGNAL_COMMAND = "signal_command"
+    CLEAN_COMMANDS = "clean_commands"
     READ_FILE = "read_file"
     WRITE_FILE = "write_file"
     SANDBOX_STATUSES = "sandbox_statuses"

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, StorageRef
-from sandhold.contracts.tools import Size
+from sandhold.contracts.fields import Size
 
 
 class SandboxRef(Message):
@@ -72,7 +72,19 @@ class CommandStep(CallStep):
     """One command to start, or to find running: `run_command`."""
 
     default_timeout_ms: int
-    """Timeout of a command that names none."""
+    """Timeout of a command that names none; a background command that names none has no timeout."""
+    output_cap_bytes: int
+    """Bytes of stdout and stderr together above which the command is ended."""
+
+
+CancelReason = Literal["cancelled"]
+
+
+class StoredOutput(Message):
+    """How much of a command's output lies in session storage in segments that are full and stay as they are."""
+
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
 
 
 class CommandPlace(Message):
@@ -82,8 +94,9 @@ class CommandPlace(Message):
     output: str
     """How much output the caller wants."""
     started_at: datetime
-    cancelled: Literal["cancelled"] | None = None
+    cancelled: CancelReason | None = None
     """Set once we asked for its end, so that the outcome says so."""
+    stored: StoredOutput = Field(default_factory=StoredOutput)
 
 
 class CommandProgress(Message):
@@ -95,14 +108,18 @@ class CommandProgress(Message):
 
 
 class FollowCommandsStep(Message):
-    """Follow running commands until at least one has ended: `follow_commands`."""
+    """Follow running commands until at least one has ended, or much was stored: `follow_commands`."""
 
     ref: SandboxRef
     commands: list[CommandPlace]
 
 
 class FollowCommandsResult(Message):
-    ended: list[CommandProgress]
+    """The commands that have ended, with all their output stored, and how far the storing of the others has come."""
+
+    ended: list[CommandProgress] = Field(default_factory=list)
+    stored: dict[str, StoredOutput] = Field(default_factory=dict)
+    """By call id, for every followed command."""
 
 
 class StopCommandsStep(Message):
@@ -112,6 +129,52 @@ class StopCommandsStep(Message):
     call_ids: list[str]
     grace_s: float
     """Seconds between TERM and KILL."""
+
+
+class ReadOutputStep(Message):
+    """Read new output of a command, from the sandbox or, once it is cleaned away there, from storage: `read_output`."""
+
+    ref: SandboxRef
+    reader: str
+    """Call id of the reading call: a result that is too large for a message is stored under it."""
+    call_id: str
+    """The command."""
+    stdout_offset: int
+    stderr_offset: int
+    wait_s: float
+    """How long to wait for output beyond the offsets, or for the end, when there is none yet."""
+
+
+class WriteInputStep(Message):
+    """Write to the standard input of a command, once per `writer`: `write_input`."""
+
+    ref: SandboxRef
+    writer: str
+    """Call id of the writing call."""
+    call_id: str
+    """The command."""
+    data: str
+    """Base64. Empty with `close` alone."""
+    close: bool
+    """End of input after the data."""
+
+
+class SignalCommandStep(Message):
+    """Send a signal to a command's process group, once per `sender`: `signal_command`."""
+
+    ref: SandboxRef
+    sender: str
+    call_id: str
+    signal: str
+    """Name without SIG."""
+
+
+class CleanCommandsStep(Message):
+    """Remove the folders of old calls from the sandbox, bounded by number and age: `clean_commands`."""
+
+    ref: SandboxRef
+    keep: list[str]
+    """Call ids whose folders stay whatever their age: those that run, and those that may be asked for again."""
 
 
 class SandboxStatusesStep(Message):

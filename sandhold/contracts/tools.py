@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from sandhold.contracts.base import Message, Strict
+from sandhold.contracts.commands import CommandArguments, CommandResult
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
-from sandhold.contracts.names import ID_PATTERN, WORKSPACE_PATH, ToolName
+from sandhold.contracts.fields import CommandStatus, SandboxId, SandboxPath, Size, Text
+from sandhold.contracts.names import WORKSPACE_PATH, ToolName
 
 COMMAND_LIMIT_CHARS = 1024 * 1024
 CONTENT_LIMIT_CHARS = 32 * 1024 * 1024
@@ -24,22 +26,6 @@ DEFAULT_TIMEOUT_MS = 120_000
 MAX_TIMEOUT_MS = 86_400_000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _ENV_LIMIT_BYTES = 64 * 1024
-
-
-def _without_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    return value
-
-
-def _path(value: str) -> str:
-    try:
-        encoded = value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("must be valid Unicode") from error
-    if len(encoded) > 4095:
-        raise ValueError("must be at most 4095 bytes long")
-    return _without_nul(value)
 
 
 def _environment(value: dict[str, str]) -> dict[str, str]:
@@ -51,12 +37,6 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     if sum(len(name) + len(content.encode()) for name, content in value.items()) > _ENV_LIMIT_BYTES:
         raise ValueError(f"must be at most {_ENV_LIMIT_BYTES} bytes in all")
     return value
-
-
-SandboxId = Annotated[str, Field(pattern=ID_PATTERN, max_length=63)]
-SandboxPath = Annotated[str, Field(min_length=1, max_length=4095), AfterValidator(_path)]
-Text = Annotated[str, AfterValidator(_without_nul)]
-Size = Literal["small", "medium", "large"]
 
 
 class CreateSandboxArguments(Strict):
@@ -102,14 +82,32 @@ class ExecArguments(Strict):
     cwd: SandboxPath = WORKSPACE_PATH
     """Directory to run in."""
     timeout: int = Field(DEFAULT_TIMEOUT_MS, ge=1, le=MAX_TIMEOUT_MS)
-    """Milliseconds after which the command and everything it started are killed."""
+    """Milliseconds after which the command and everything it started are killed. A background command that names none
+    runs until it ends, is cancelled, or the sandbox is stopped as unused."""
     output: OutputDetail = "auto"
     """How much output to return: `auto` (little on success, more on failure), `concise` 2 KiB, `normal` 8 KiB,
     `verbose` 16 KiB, `full` 64 KiB."""
+    background: bool = False
+    """Answer as soon as the command runs. Read its output, wait for it or end it with `daytona_command`."""
+    stdin: bool = False
+    """Only with `background`: keep standard input open, to be written with `daytona_command`."""
+
+    @model_validator(mode="after")
+    def _stdin_needs_background(self) -> ExecArguments:
+        if self.stdin and not self.background:
+            raise ValueError("stdin needs background: nobody could write while the call waits")
+        return self
+
+
+class OutputFiles(Message):
+    """Where the whole output of a command lies in session storage: folders of segments named by byte offset."""
+
+    stdout: str
+    stderr: str
 
 
 class ExecResult(Message):
-    status: Literal["completed", "running", "timed_out", "interrupted", "cancelled"]
+    status: CommandStatus
     exit_code: int | None = None
     stdout: str = ""
     stderr: str = ""
@@ -118,6 +116,8 @@ class ExecResult(Message):
     stderr_bytes: int = 0
     duration_ms: int | None = None
     call_id: str
+    output_files: OutputFiles | None = None
+    """The whole output in session storage; null when all of it is here."""
     hint: str | None = None
 
 
@@ -237,6 +237,7 @@ ToolArguments = (
     | WriteFileArguments
     | ListSandboxesArguments
     | ManageSandboxArguments
+    | CommandArguments
 )
 
 ARGUMENTS: dict[ToolName, type[ToolArguments]] = {
@@ -246,6 +247,7 @@ ARGUMENTS: dict[ToolName, type[ToolArguments]] = {
     ToolName.WRITE_FILE: WriteFileArguments,
     ToolName.LIST_SANDBOXES: ListSandboxesArguments,
     ToolName.MANAGE_SANDBOX: ManageSandboxArguments,
+    ToolName.COMMAND: CommandArguments,
 }
 
 RESULTS: dict[ToolName, type[Message]] = {
@@ -255,6 +257,7 @@ RESULTS: dict[ToolName, type[Message]] = {
     ToolName.WRITE_FILE: WriteFileResult,
     ToolName.LIST_SANDBOXES: ListSandboxesResult,
     ToolName.MANAGE_SANDBOX: ManageSandboxResult,
+    ToolName.COMMAND: CommandResult,
 }
 
 
