@@ -19,6 +19,7 @@ from sandhold.client.rows import DEPLOYMENT_CAPABILITIES, ShownSession
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
+from sandhold.contracts.fields import Size
 from sandhold.contracts.names import STATUS_QUERY, SUBMIT_SIGNAL, ToolName, sandbox_workflow_id, session_workflow_id
 from sandhold.contracts.sandboxes import SandboxStatus, ShownSandbox
 from sandhold.contracts.sessions import EndAnswer, SessionOutcome, SessionStatus, listed, shown_sandboxes
@@ -29,7 +30,7 @@ from sandhold.contracts.tools import (
     ManageSandboxResult,
     OutputDetail,
     ReadFileResult,
-    Size,
+
     WriteFileResult,
     parse_arguments,
 )
