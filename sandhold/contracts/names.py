@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from enum import StrEnum
+from typing import Literal
 
 # Temporal: types, messages, queues.
 SESSION_WORKFLOW = "AgentSession"
@@ -14,6 +15,7 @@ END_UPDATE = "end"
 SUBMIT_SIGNAL = "submit"
 STATUS_QUERY = "status"
 RESULT_QUERY = "result"
+COMMAND_QUERY = "command"
 DRAINING = "Draining"
 """Failure type of an update that was refused because the workflow is about to continue as new: send it again."""
 DEFAULT_TASK_QUEUE = "sandhold"
@@ -139,3 +141,8 @@ def call_folder(call_id: str) -> str:
     Call ids may begin with a dot (`..` is a valid one), which no folder name may; `%` is in no call id.
     """
     return f"%2E{call_id[1:]}" if call_id.startswith(".") else call_id
+
+
+def output_folder(call_id: str, stream: Literal["stdout", "stderr"]) -> str:
+    """Where a command's output lies in session storage, as segments named by their offset."""
+    return f"calls/{call_folder(call_id)}/{stream}"

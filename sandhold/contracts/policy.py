@@ -31,6 +31,9 @@ class Policy(Strict):
     """How long running calls may go on once the session ends; then they are cancelled."""
     command_timeout_s: float = Field(120.0, gt=0, le=DAY_S)
     """Timeout of a command that names none."""
+    background_use_s: float = Field(1800.0, gt=0, le=7 * DAY_S)
+    """A background command without a timeout counts as use of its sandbox for this long after its start, or after its
+    output was last read. Then the idle time begins, and the stop ends the command."""
     max_sandboxes: int = Field(10, ge=1, le=100)
     """Sandboxes that may be open at once."""
     output_cap_bytes: int = Field(GIB, ge=1024, le=64 * GIB)

@@ -10,10 +10,12 @@ from pydantic import Field
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, CallRequest
+from sandhold.contracts.commands import CommandRow
 from sandhold.contracts.errors import ToolError
+from sandhold.contracts.fields import CommandStatus
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.steps import CommandPlace
-from sandhold.contracts.tools import CreateSandboxArguments, SandboxRow
+from sandhold.contracts.tools import CreateSandboxArguments, OutputFiles, SandboxRow
 
 
 class SandboxState(StrEnum):
@@ -44,8 +46,21 @@ class LedgerEntry(Message):
     outcome: CallOutcome | None = None
     request: CallRequest | None = None
     """Kept while the call runs, so that it can go on after a continue-as-new."""
-    command: CommandPlace | None = None
-    """Set while a command is followed."""
+
+
+class CommandRecord(Message):
+    """One command of the sandbox: running while there is no outcome."""
+
+    place: CommandPlace
+    background: bool
+    bounded: bool
+    """Whether it has a timeout. One without counts as a use of the sandbox for the policy's time only."""
+    read_at: datetime
+    """When it was started, or its output was last asked for."""
+    ended_at: datetime | None = None
+    outcome: CallOutcome | None = None
+    status: CommandStatus = "running"
+    exit_code: int | None = None
 
 
 class SandboxStart(Message):
@@ -81,6 +96,8 @@ class SandboxCarried(Message):
     ending: str | None = None
     """Why the sandbox is being deleted, once it is."""
     ledger: list[LedgerEntry] = Field(default_factory=list)
+    commands: list[CommandRecord] = Field(default_factory=list)
+    commands_started: int = 0
     runs: int = 1
 
 
@@ -105,6 +122,15 @@ class SandboxStatus(ShownSandbox):
     """What the sandbox waits for, in words."""
     runs: int = 1
     """How many runs the workflow has had; each continue-as-new begins one."""
+
+
+class CommandState(CommandRow):
+    """The answer to the query `command`."""
+
+    output_files: OutputFiles
+    """Where the whole output of a command that outlasts its first request grows in session storage."""
+    outcome: CallOutcome | None = None
+    """What the command came to; null while it runs."""
 
 
 class SandboxOutcome(Message):

@@ -1,0 +1,303 @@
+"""The commands of one sandbox that outlast their first request: kept on record, followed to their end, ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from workflows.lifecycle import Lifecycle
+from workflows.steps import HEARTBEAT_TIMEOUT, PATIENT, PROMPT, error_of, signal_of
+from workflows.waiting import until
+
+with workflow.unsafe.imports_passed_through():
+    from sandhold.contracts.calls import CallOutcome
+    from sandhold.contracts.commands import CommandRow
+    from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolFailure
+    from sandhold.contracts.fields import CommandStatus
+    from sandhold.contracts.names import Activity, follow_queue, output_folder
+    from sandhold.contracts.sandboxes import CommandRecord, CommandState, SandboxCarried, SandboxStart
+    from sandhold.contracts.steps import (
+        CleanCommandsStep,
+        CommandPlace,
+        FollowCommandsResult,
+        FollowCommandsStep,
+        StopCommandsStep,
+    )
+    from sandhold.contracts.tools import ExecResult, OutputFiles
+
+KILL_GRACE_S = 5.0
+"""Seconds between TERM and KILL for the commands that we end."""
+RECORDS_LIMIT = 100
+"""Commands that have ended and are still listed."""
+CLEAN_EVERY = 100
+"""Commands after which the folders of old ones are removed from the sandbox."""
+FOLLOWERS_LIMIT = 3
+"""Followers at work at once; a further one takes over the commands of all."""
+_GATHER_S = 0.1
+"""Commands that come within this time of each other share a follower."""
+_AGAIN_AFTER_S = 5.0
+
+
+class Commands:
+    """Every command is followed by exactly one follower while it runs; its end is told once."""
+
+    def __init__(self, start: SandboxStart, kept: SandboxCarried, ended: Callable[[str, CallOutcome], None]) -> None:
+        """`ended` hears of every command that is over, with its outcome."""
+        self._start = start
+        self._kept = kept
+        self._ended = ended
+        self._records = {record.place.call_id: record for record in kept.commands}
+        self._unfollowed: list[str] = []
+        self._gathering = False
+        self._followers: dict[asyncio.Task[FollowCommandsResult], list[str]] = {}
+        self._lifecycle: Lifecycle
+
+    def attach(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    # What there is.
+
+    def running(self) -> Iterator[CommandRecord]:
+        return (record for record in self._records.values() if record.outcome is None)
+
+    def get(self, call_id: str) -> CommandRecord | None:
+        return self._records.get(call_id)
+
+    def known(self, call_id: str) -> CommandRecord:
+        """The command. Raises ToolFailure when there is none, with some that are."""
+        record = self._records.get(call_id)
+        if record is None:
+            recent = ", ".join(list(self._records)[-5:]) or "none"
+            raise ToolFailure(
+                ErrorCode.INVALID_ARGUMENTS,
+                f"sandbox {self._start.sandbox_id} knows no command {call_id!r}",
+                hint=f"call_id is the one that daytona_exec answered with. The latest commands here: {recent}.",
+            )
+        return record
+
+    def rows(self) -> list[CommandRow]:
+        """The commands, those that started last first."""
+        return [row_of(record) for record in reversed(self._records.values())]
+
+    def state(self, call_id: str) -> CommandState | None:
+        """The answer to the query `command`."""
+        record = self._records.get(call_id)
+        if record is None:
+            return None
+        return CommandState(
+            **row_of(record).model_dump(), output_files=output_files(call_id), outcome=record.outcome
+        )
+
+    @property
+    def bounded_run(self) -> bool:
+        """Whether a command with a timeout runs: that is use of the sandbox, however long it takes."""
+        return any(record.bounded for record in self.running())
+
+    def used_until(self) -> datetime | None:
+        """When commands without a timeout stop to count as use of the sandbox."""
+        held = timedelta(seconds=self._start.policy.background_use_s)
+        return max((record.read_at + held for record in self.running()), default=None)
+
+    # What becomes of them.
+
+    def add(self, place: CommandPlace, *, background: bool, bounded: bool) -> None:
+        """Put a command that runs on record, and follow it."""
+        now = workflow.now()
+        self._records[place.call_id] = CommandRecord(
+            place=place, background=background, bounded=bounded, read_at=now
+        )
+        self._make_room()
+        self._follow([place.call_id])
+
+    def add_ended(self, call_id: str, output: str, outcome: CallOutcome) -> None:
+        """Put a command on record that ended within its first request."""
+        now = workflow.now()
+        place = CommandPlace(call_id=call_id, output=output, started_at=now)
+        record = CommandRecord(place=place, background=False, bounded=True, read_at=now)
+        self._records[call_id] = record
+        self._note_end(record, outcome)
+        self._make_room()
+
+    def resume(self) -> None:
+        """Go on following after a continue-as-new."""
+        self._follow([record.place.call_id for record in self.running()])
+
+    def interrupt_all(self) -> None:
+        """The sandbox stopped: all processes in it are gone."""
+        for record in list(self.running()):
+            self._end(record, interrupted(record.place.call_id))
+
+    def end_all(self, outcome: CallOutcome) -> None:
+        for record in list(self.running()):
+            self._end(record, outcome)
+
+    async def kill(self, call_ids: Collection[str]) -> None:
+        """End commands on our side's wish; those who follow them tell their outcomes.
+
+        A command among them that is not on record yet is kept from starting.
+        """
+        for call_id in call_ids:
+            record = self._records.get(call_id)
+            if record is not None:
+                record.place = record.place.model_copy(update={"cancelled": "cancelled"})
+        ids = sorted(call_ids)
+        await workflow.execute_activity(
+            Activity.STOP_COMMANDS,
+            StopCommandsStep(ref=self._lifecycle.ref(), call_ids=ids, grace_s=KILL_GRACE_S),
+            schedule_to_close_timeout=timedelta(seconds=60),
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            retry_policy=PROMPT,
+            summary=f"cancel {', '.join(ids)}"[:200],
+        )
+
+    def count_start(self) -> None:
+        """Count a command; now and then the folders of old ones are removed from the sandbox."""
+        self._kept.commands_started += 1
+        if self._kept.commands_started % CLEAN_EVERY == 0:
+            asyncio.create_task(self._clean())  # noqa: RUF006 - the event loop of a workflow keeps its tasks
+
+    async def _clean(self) -> None:
+        keep = [record.place.call_id for record in self.running()]
+        try:
+            await workflow.execute_activity(
+                Activity.CLEAN_COMMANDS,
+                CleanCommandsStep(ref=self._lifecycle.ref(), keep=keep),
+                schedule_to_close_timeout=timedelta(seconds=60),
+                retry_policy=PROMPT,
+                summary="remove the folders of old commands",
+            )
+        except ActivityError as failure:
+            # The next time will do; the sandbox may have stopped in between.
+            workflow.logger.warning("old commands were not cleaned away", extra={"error": error_of(failure).message})
+
+    def _end(self, record: CommandRecord, outcome: CallOutcome) -> None:
+        if record.outcome is None:
+            self._note_end(record, outcome)
+            self._ended(record.place.call_id, outcome)
+
+    def _note_end(self, record: CommandRecord, outcome: CallOutcome) -> None:
+        record.outcome = outcome.for_ledger()
+        record.ended_at = workflow.now()
+        result = outcome.result if isinstance(outcome.result, dict) else {}
+        record.status = status_of(result.get("status"))
+        code = result.get("exit_code")
+        record.exit_code = code if isinstance(code, int) else None
+
+    def _make_room(self) -> None:
+        ended = [call_id for call_id, record in self._records.items() if record.outcome is not None]
+        for call_id in ended[: max(0, len(ended) - RECORDS_LIMIT)]:
+            del self._records[call_id]
+
+    # Following.
+
+    def _follow(self, call_ids: list[str]) -> None:
+        self._unfollowed += call_ids
+        if self._unfollowed and not self._gathering:
+            self._gathering = True
+            asyncio.create_task(self._start_follower())  # noqa: RUF006 - the event loop of a workflow keeps its tasks
+
+    async def _start_follower(self) -> None:
+        await until(lambda: False, timeout_s=_GATHER_S)
+        self._gathering = False
+        if len(self._followers) >= FOLLOWERS_LIMIT:
+            for follower, call_ids in self._followers.items():
+                follower.cancel()
+                self._unfollowed += call_ids
+            self._followers.clear()
+        chosen, self._unfollowed = self._unfollowed, []
+        places = [
+            record.place
+            for record in map(self._records.get, dict.fromkeys(chosen))
+            if record is not None and record.outcome is None
+        ]
+        if not places:
+            return
+        follower = workflow.start_activity(
+            Activity.FOLLOW_COMMANDS,
+            FollowCommandsStep(ref=self._lifecycle.ref(), commands=places),
+            result_type=FollowCommandsResult,
+            task_queue=follow_queue(workflow.info().task_queue),
+            start_to_close_timeout=timedelta(hours=25),
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            retry_policy=PATIENT,
+            summary=f"follow {', '.join(place.call_id for place in places)}"[:200],
+        )
+        self._followers[follower] = [place.call_id for place in places]
+        await until(follower.done)
+        await self._take_result(follower)
+
+    async def _take_result(self, follower: asyncio.Task[FollowCommandsResult]) -> None:
+        try:
+            result = follower.result()
+        except ActivityError as failure:
+            if follower in self._followers:
+                await self._follower_failed(failure)
+                self._follow(self._followers.pop(follower))
+            return
+        except asyncio.CancelledError:
+            return  # Cancelled before it was scheduled: another has taken over.
+        for call_id, stored in result.stored.items():
+            record = self._records.get(call_id)
+            if record is not None:
+                record.place = record.place.model_copy(update={"stored": stored})
+        for progress in result.ended:
+            record = self._records.get(progress.call_id)
+            if record is not None and progress.outcome is not None:
+                self._end(record, progress.outcome)
+        self._follow([call_id for call_id in self._followers.pop(follower, []) if self._runs(call_id)])
+
+    def _runs(self, call_id: str) -> bool:
+        record = self._records.get(call_id)
+        return record is not None and record.outcome is None
+
+    async def _follower_failed(self, failure: ActivityError) -> None:
+        signal = signal_of(failure)
+        error = error_of(failure)
+        if signal is SandboxSignal.LOST:
+            self._lifecycle.lose(error)
+            self.end_all(CallOutcome(error=error))
+        elif signal is SandboxSignal.NOT_STARTED:
+            # All processes of a stopped sandbox are gone: its commands were interrupted, not lost track of.
+            self.interrupt_all()
+            self._lifecycle.noticed_stopped()
+        else:
+            workflow.logger.warning("follower failed, trying again", extra={"error": error.message})
+            await until(lambda: not any(self.running()), timeout_s=_AGAIN_AFTER_S)
+
+
+def row_of(record: CommandRecord) -> CommandRow:
+    return CommandRow(
+        call_id=record.place.call_id,
+        status=record.status,
+        background=record.background,
+        started_at=record.place.started_at,
+        ended_at=record.ended_at,
+        exit_code=record.exit_code,
+    )
+
+
+def output_files(call_id: str) -> OutputFiles:
+    return OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"))
+
+
+def status_of(said: object) -> CommandStatus:
+    """The status in an outcome's result; an outcome without one is an error: the command was cut off."""
+    match said:
+        case "completed" | "timed_out" | "cancelled":
+            return said
+        case _:
+            return "interrupted"
+
+
+def interrupted(call_id: str) -> CallOutcome:
+    result = ExecResult(
+        status="interrupted",
+        call_id=call_id,
+        output_files=output_files(call_id),
+        hint="The sandbox stopped while the command ran. It may have had part of its effect; it was not run again.",
+    )
+    return CallOutcome(result=result.model_dump(mode="json"))
