@@ -17,12 +17,12 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import CallOutcome
     from sandhold.contracts.commands import CommandRow
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolFailure
-    from sandhold.contracts.fields import CommandStatus
     from sandhold.contracts.names import Activity, follow_queue, output_folder
     from sandhold.contracts.sandboxes import CommandRecord, CommandState, SandboxCarried, SandboxStart
     from sandhold.contracts.steps import (
         CleanCommandsStep,
         CommandPlace,
+        CommandProgress,
         FollowCommandsResult,
         FollowCommandsStep,
         StopCommandsStep,
@@ -95,32 +95,28 @@ class Commands:
     @property
     def bounded_run(self) -> bool:
         """Whether a command with a timeout runs: that is use of the sandbox, however long it takes."""
-        return any(record.bounded for record in self.running())
+        return any(record.place.bounded for record in self.running())
 
     def used_until(self) -> datetime | None:
         """When commands without a timeout stop to count as use of the sandbox."""
         held = timedelta(seconds=self._start.policy.background_use_s)
-        return max((record.read_at + held for record in self.running()), default=None)
+        return max((record.read_at + held for record in self.running() if not record.place.bounded), default=None)
 
     # What becomes of them.
 
-    def add(self, place: CommandPlace, *, background: bool, bounded: bool) -> None:
-        """Put a command that runs on record, and follow it."""
-        now = workflow.now()
-        self._records[place.call_id] = CommandRecord(
-            place=place, background=background, bounded=bounded, read_at=now
-        )
-        self._make_room()
-        self._follow([place.call_id])
+    def add(self, progress: CommandProgress, begun_at: datetime) -> CommandRecord:
+        """Put a command on record that was started; one that runs is followed.
 
-    def add_ended(self, call_id: str, output: str, outcome: CallOutcome) -> None:
-        """Put a command on record that ended within its first request."""
-        now = workflow.now()
-        place = CommandPlace(call_id=call_id, output=output, started_at=now)
-        record = CommandRecord(place=place, background=False, bounded=True, read_at=now)
-        self._records[call_id] = record
-        self._note_end(record, outcome)
+        `begun_at` is when its call began, for one that ended within its first request.
+        """
+        place = progress.running or CommandPlace(call_id=progress.call_id, output="auto", started_at=begun_at)
+        record = self._records[place.call_id] = CommandRecord(place=place, read_at=workflow.now())
+        if progress.running is None:
+            self._note_end(record, progress)
+        else:
+            self._follow([place.call_id])
         self._make_room()
+        return record
 
     def resume(self) -> None:
         """Go on following after a continue-as-new."""
@@ -129,11 +125,12 @@ class Commands:
     def interrupt_all(self) -> None:
         """The sandbox stopped: all processes in it are gone."""
         for record in list(self.running()):
-            self._end(record, interrupted(record.place.call_id))
+            call_id = record.place.call_id
+            self._end(record, CommandProgress(call_id=call_id, outcome=interrupted(call_id)))
 
     def end_all(self, outcome: CallOutcome) -> None:
         for record in list(self.running()):
-            self._end(record, outcome)
+            self._end(record, CommandProgress(call_id=record.place.call_id, outcome=outcome))
 
     async def kill(self, call_ids: Collection[str]) -> None:
         """End commands on our side's wish; those who follow them tell their outcomes.
@@ -174,18 +171,17 @@ class Commands:
             # The next time will do; the sandbox may have stopped in between.
             workflow.logger.warning("old commands were not cleaned away", extra={"error": error_of(failure).message})
 
-    def _end(self, record: CommandRecord, outcome: CallOutcome) -> None:
-        if record.outcome is None:
-            self._note_end(record, outcome)
-            self._ended(record.place.call_id, outcome)
+    def _end(self, record: CommandRecord, progress: CommandProgress) -> None:
+        if record.outcome is None and progress.outcome is not None:
+            self._note_end(record, progress)
+            self._ended(record.place.call_id, progress.outcome)
 
-    def _note_end(self, record: CommandRecord, outcome: CallOutcome) -> None:
+    def _note_end(self, record: CommandRecord, progress: CommandProgress) -> None:
+        outcome = progress.outcome or interrupted(progress.call_id)
         record.outcome = outcome.for_ledger()
         record.ended_at = workflow.now()
-        result = outcome.result if isinstance(outcome.result, dict) else {}
-        record.status = status_of(result.get("status"))
-        code = result.get("exit_code")
-        record.exit_code = code if isinstance(code, int) else None
+        record.status = progress.status or "interrupted"
+        record.exit_code = progress.exit_code
 
     def _make_room(self) -> None:
         ended = [call_id for call_id, record in self._records.items() if record.outcome is not None]
@@ -246,8 +242,8 @@ class Commands:
                 record.place = record.place.model_copy(update={"stored": stored})
         for progress in result.ended:
             record = self._records.get(progress.call_id)
-            if record is not None and progress.outcome is not None:
-                self._end(record, progress.outcome)
+            if record is not None:
+                self._end(record, progress)
         self._follow([call_id for call_id in self._followers.pop(follower, []) if self._runs(call_id)])
 
     def _runs(self, call_id: str) -> bool:
@@ -273,7 +269,7 @@ def row_of(record: CommandRecord) -> CommandRow:
     return CommandRow(
         call_id=record.place.call_id,
         status=record.status,
-        background=record.background,
+        background=record.place.background,
         started_at=record.place.started_at,
         ended_at=record.ended_at,
         exit_code=record.exit_code,
@@ -282,15 +278,6 @@ def row_of(record: CommandRecord) -> CommandRow:
 
 def output_files(call_id: str) -> OutputFiles:
     return OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"))
-
-
-def status_of(said: object) -> CommandStatus:
-    """The status in an outcome's result; an outcome without one is an error: the command was cut off."""
-    match said:
-        case "completed" | "timed_out" | "cancelled":
-            return said
-        case _:
-            return "interrupted"
 
 
 def interrupted(call_id: str) -> CallOutcome:

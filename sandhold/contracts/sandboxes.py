@@ -52,9 +52,6 @@ class CommandRecord(Message):
     """One command of the sandbox: running while there is no outcome."""
 
     place: CommandPlace
-    background: bool
-    bounded: bool
-    """Whether it has a timeout. One without counts as a use of the sandbox for the policy's time only."""
     read_at: datetime
     """When it was started, or its output was last asked for."""
     ended_at: datetime | None = None

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, StorageRef
-from sandhold.contracts.fields import Size
+from sandhold.contracts.fields import CommandStatus, Size
 
 
 class SandboxRef(Message):
@@ -94,6 +94,10 @@ class CommandPlace(Message):
     output: str
     """How much output the caller wants."""
     started_at: datetime
+    background: bool = False
+    """Whether nobody waits for its end."""
+    bounded: bool = True
+    """Whether it has a timeout."""
     cancelled: CancelReason | None = None
     """Set once we asked for its end, so that the outcome says so."""
     stored: StoredOutput = Field(default_factory=StoredOutput)
@@ -105,6 +109,9 @@ class CommandProgress(Message):
     call_id: str
     outcome: CallOutcome | None = None
     running: CommandPlace | None = None
+    status: CommandStatus | None = None
+    """What became of a command that is over; null when the outcome is an error."""
+    exit_code: int | None = None
 
 
 class FollowCommandsStep(Message):
