@@ -64,6 +64,9 @@ class Commands:
     def running(self) -> Iterator[CommandRecord]:
         return (record for record in self._records.values() if record.outcome is None)
 
+    def records(self) -> list[CommandRecord]:
+        return list(self._records.values())
+
     def get(self, call_id: str) -> CommandRecord | None:
         return self._records.get(call_id)
 
@@ -88,9 +91,7 @@ class Commands:
         record = self._records.get(call_id)
         if record is None:
             return None
-        return CommandState(
-            **row_of(record).model_dump(), output_files=output_files(call_id), outcome=record.outcome
-        )
+        return CommandState(**row_of(record).model_dump(), output_files=output_files(call_id), outcome=record.outcome)
 
     @property
     def bounded_run(self) -> bool:

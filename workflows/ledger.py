@@ -48,7 +48,6 @@ class Call:
         self._fresh = outcome
         self.entry.outcome = outcome.for_ledger()
         self.entry.request = None
-        self.entry.command = None
 
     def answered(self) -> bool:
         return self.slow or not self.running
@@ -91,7 +90,13 @@ class Ledger:
     def open(self, request: CallRequest) -> Call:
         """Record a new call as running."""
         call = Call(
-            LedgerEntry(call_id=request.call_id, tool=request.tool, fingerprint=request.fingerprint(), request=request)
+            LedgerEntry(
+                call_id=request.call_id,
+                tool=request.tool,
+                fingerprint=request.fingerprint(),
+                asked_at=workflow.now(),
+                request=request,
+            )
         )
         call.slow = False
         self._calls[request.call_id] = call

@@ -18,6 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
     from sandhold.contracts.names import (
         CALL_UPDATE,
+        COMMAND_QUERY,
         RESULT_QUERY,
         SANDBOX_WORKFLOW,
         STATUS_QUERY,
@@ -25,6 +26,7 @@ with workflow.unsafe.imports_passed_through():
         ToolName,
     )
     from sandhold.contracts.sandboxes import (
+        CommandState,
         LedgerEntry,
         SandboxCarried,
         SandboxEnding,
@@ -53,7 +55,7 @@ class Sandbox:
         self._start = start
         self._kept = start.carried or SandboxCarried(state=SandboxState.CREATING, last_used_at=workflow.now(), runs=0)
         self._ledger = Ledger(self._kept.ledger)
-        self._calls = SandboxCalls(start, self._ledger, self._tell_operators)
+        self._calls = SandboxCalls(start, self._kept, self._ledger, self._tell_operators)
         self._lifecycle = Lifecycle(start, self._kept, self._calls.quiesce, self._tell_operators)
         self._calls.attach(self._lifecycle)
         self._draining = False
@@ -131,6 +133,11 @@ class Sandbox:
             runs=kept.runs,
         )
 
+    @workflow.query(name=COMMAND_QUERY)
+    def command(self, call_id: str) -> CommandState | None:
+        """Where a command stands; null for one that this sandbox does not know (any more)."""
+        return self._calls.commands.state(call_id)
+
     # The life.
 
     def _create(self) -> None:
@@ -190,7 +197,9 @@ class Sandbox:
         """When the sandbox is stopped if nothing uses it; None while something does or it is not running."""
         if self._kept.state is not SandboxState.STARTED or self._lifecycle.operation or self._calls.busy:
             return None
-        return self._kept.last_used_at + timedelta(seconds=self._start.idle_stop_s)
+        idle_at = self._kept.last_used_at + timedelta(seconds=self._start.idle_stop_s)
+        used_until = self._calls.commands.used_until()
+        return idle_at if used_until is None else max(idle_at, used_until)
 
     def _archive_deadline(self) -> datetime | None:
         after_s, stopped_at = self._start.policy.archive_after_s, self._kept.stopped_at
@@ -216,6 +225,7 @@ class Sandbox:
             self._draining = False
             return
         self._kept.ledger = self._ledger.entries()
+        self._kept.commands = self._calls.commands.records()
         workflow.continue_as_new(self._start.model_copy(update={"carried": self._kept}))
 
     async def _end(self) -> SandboxOutcome:
@@ -304,6 +314,7 @@ class Sandbox:
             "Provider sandbox": f"{kept.provider_id or '-'} ({kept.provider_name or '-'})",
             "Generation": str(start.generation),
             "Running calls": ", ".join(call.call_id for call in self._ledger.running()) or "-",
+            "Running commands": ", ".join(record.place.call_id for record in self._calls.commands.running()) or "-",
             "Next": self._next(),
             "Error": kept.error.message if kept.error else "-",
         }

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from functools import partial
-from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
+from workflows.command_calls import CommandCalls
+from workflows.commands import Commands, output_files
 from workflows.ledger import Call, Ledger, check_identity
 from workflows.lifecycle import Change, Lifecycle, failure_from
-from workflows.steps import HEARTBEAT_TIMEOUT, PATIENT, PROMPT, error_of, signal_of
+from workflows.steps import error_of, signal_of, step_in_two_tries
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
-    from sandhold.contracts.base import Message
     from sandhold.contracts.calls import ANSWER_WITHIN_S, CallOutcome, CallRequest
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure
     from sandhold.contracts.names import (
         SESSION_TOOLS,
         Activity,
         ToolName,
-        follow_queue,
         sandbox_workflow_id,
         session_workflow_id,
     )
-    from sandhold.contracts.sandboxes import SandboxStart, SandboxState
-    from sandhold.contracts.steps import (
-        CallStep,
-        CommandProgress,
-        CommandStep,
-        FollowCommandsResult,
-        FollowCommandsStep,
-        StopCommandsStep,
-    )
+    from sandhold.contracts.sandboxes import SandboxCarried, SandboxStart, SandboxState
+    from sandhold.contracts.steps import CallStep, CommandProgress, CommandStep
     from sandhold.contracts.tools import (
         Action,
         ExecResult,
@@ -46,43 +36,42 @@ with workflow.unsafe.imports_passed_through():
     )
 
 DELETED_BY_CALL = "deleted by a call"
-KILL_GRACE_S = 5.0
-"""Seconds between TERM and KILL for the commands that we end."""
 _LAST_WORDS_S = 15.0
 """How long a killed command may take to report what it wrote."""
-_SLOW_STEP_TIMEOUT = timedelta(minutes=2)
 
 # Tools that use the inside of the sandbox: they are shared, and hold off the idle timer.
-_INSIDE = {ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE}
+_INSIDE = {ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE, ToolName.COMMAND}
 _CHANGES: dict[str, Change] = {"start": "start", "stop": "stop", "archive": "archive"}
-
-Result = TypeVar("Result", bound=Message)
 
 
 class SandboxCalls:
     """Carries out calls against one sandbox; each at most once per call id, whatever is repeated."""
 
-    def __init__(self, start: SandboxStart, ledger: Ledger, changed: Callable[[], None]) -> None:
+    def __init__(self, start: SandboxStart, kept: SandboxCarried, ledger: Ledger, changed: Callable[[], None]) -> None:
         """`changed` hears of every call that begins or ends."""
         self._start = start
         self._ledger = ledger
         self._changed_calls = changed
         self._inside: set[str] = set()
-        self._followed: dict[str, Call] = {}
-        self._following = False
+        self.commands = Commands(start, kept, self._command_ended)
+        self._command_calls = CommandCalls(start, self.commands)
         self._lifecycle: Lifecycle
 
     def attach(self, lifecycle: Lifecycle) -> None:
         """Two halves of one thing: the lifecycle quiesces the calls, the calls start the sandbox."""
         self._lifecycle = lifecycle
+        self.commands.attach(lifecycle)
+        self._command_calls.attach(lifecycle)
 
     @property
     def busy(self) -> bool:
-        """Whether a call uses the sandbox or waits to."""
-        return any(call.entry.tool in _INSIDE for call in self._ledger.running())
+        """Whether something uses the sandbox or waits to, however long it takes."""
+        calls = any(call.entry.tool in _INSIDE for call in self._ledger.running())
+        return calls or self.commands.bounded_run
 
     def resume(self) -> None:
-        """Go on with the calls that were running when the workflow continued as new."""
+        """Go on with the commands and calls that were running when the workflow continued as new."""
+        self.commands.resume()
         for call in list(self._ledger.running()):
             if call.entry.request is not None and call.entry.tool != ToolName.CREATE_SANDBOX:
                 self._begin(call)
@@ -113,13 +102,22 @@ class SandboxCalls:
         return call.take_outcome()
 
     async def quiesce(self, grace_s: float = 0.0) -> None:
-        """End what runs inside: wait for the grace period, then cancel. All calls inside have an outcome after."""
-        if not self._inside or await until(lambda: not self._inside, timeout_s=grace_s):
-            return
-        commands = [call_id for call_id in sorted(self._inside) if self._tool_of(call_id) == ToolName.EXEC]
-        if commands:
-            await self._kill(commands)
-        if not await until(lambda: not self._inside, timeout_s=_LAST_WORDS_S):
+        """End what runs inside: give calls the grace period, then cancel. All calls inside have an outcome after.
+
+        Commands in the background get no grace: nobody waits for their end.
+        """
+        if self._inside:
+            await until(lambda: not self._inside, timeout_s=grace_s)
+        doomed = {record.place.call_id for record in self.commands.running()}
+        doomed |= {call_id for call_id in self._inside if self._tool_of(call_id) == ToolName.EXEC}
+        if doomed:
+            try:
+                await self.commands.kill(doomed)
+            except ActivityError as failure:
+                # The sandbox is about to be stopped or deleted, which ends them for certain.
+                workflow.logger.warning("commands were not cancelled", extra={"error": error_of(failure).message})
+        if not await until(lambda: not self._inside and not any(self.commands.running()), timeout_s=_LAST_WORDS_S):
+            self.commands.interrupt_all()
             for call_id in sorted(self._inside):
                 self._finish(call_id, CallOutcome(error=_cancelled(f"call {call_id} was ended with its sandbox")))
 
@@ -171,10 +169,14 @@ class SandboxCalls:
             )
         self._finish(call.call_id, outcome)
 
+    def _command_ended(self, call_id: str, outcome: CallOutcome) -> None:
+        self._lifecycle.used()
+        self._changed_calls()
+        self._finish(call_id, outcome)  # A call in the background has had its answer: that one stands.
+
     def _finish(self, call_id: str, outcome: CallOutcome) -> None:
         call = self._ledger.get(call_id)
         self._inside.discard(call_id)
-        self._followed.pop(call_id, None)
         if call is not None and call.running:
             self._lifecycle.used()
             call.finish(outcome)
@@ -186,8 +188,10 @@ class SandboxCalls:
         tool = ToolName(request.tool)
         if tool is ToolName.MANAGE_SANDBOX:
             return await self._manage(call, request)
-        if call.entry.command is not None:
-            return await self._follow(call)
+        if tool is ToolName.COMMAND:
+            return await self._command_calls.outcome(call)
+        if tool is ToolName.EXEC and self.commands.get(call.call_id) is not None:
+            return await self._end_of(call)
         for _ in range(3):
             while not self._lifecycle.ready:
                 await self._promptly(call, self._lifecycle.ensure_started())
@@ -211,19 +215,7 @@ class SandboxCalls:
 
     async def _inside_started(self, call: Call, request: CallRequest, tool: ToolName) -> CallOutcome:
         if tool is ToolName.EXEC:
-            command = CommandStep(
-                ref=self._lifecycle.ref(),
-                call_id=call.call_id,
-                arguments=request.arguments,
-                arguments_ref=request.arguments_ref,
-                default_timeout_ms=max(1, round(self._start.policy.command_timeout_s * 1000)),
-            )
-            progress = await self._step(call, Activity.RUN_COMMAND, command, CommandProgress)
-            if progress.running is None:
-                assert progress.outcome is not None
-                return progress.outcome
-            call.entry.command = progress.running
-            return await self._follow(call)
+            return await self._run_command(call, request)
         activity = Activity.READ_FILE if tool is ToolName.READ_FILE else Activity.WRITE_FILE
         step = CallStep(
             ref=self._lifecycle.ref(),
@@ -231,41 +223,36 @@ class SandboxCalls:
             arguments=request.arguments,
             arguments_ref=request.arguments_ref,
         )
-        return await self._step(call, activity, step, CallOutcome)
+        return await step_in_two_tries(call, activity, step, CallOutcome)
 
-    async def _step(self, call: Call, activity: Activity, step: CallStep, result_type: type[Result]) -> Result:
-        """One activity in two tries: one within the time in which the call is answered, one that may take longer.
-
-        The bound of the first is the server's, so a short call costs no timer. Activities are idempotent by
-        call id: the second finds what the first began.
-        """
-        summary = f"{call.entry.tool} {call.call_id}"
-        left = ANSWER_WITHIN_S - (workflow.now() - call.begun_at).total_seconds()
-        if left > 1 and not call.slow:
-            try:
-                result: Result = await workflow.execute_activity(
-                    activity,
-                    step,
-                    result_type=result_type,
-                    schedule_to_close_timeout=timedelta(seconds=left),
-                    retry_policy=PROMPT,
-                    summary=summary,
-                )
-                return result
-            except ActivityError as failure:
-                if signal_of(failure) is not None or not error_of(failure).retryable:
-                    raise
-        call.slow = True
-        slow_result: Result = await workflow.execute_activity(
-            activity,
-            step,
-            result_type=result_type,
-            schedule_to_close_timeout=_SLOW_STEP_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT_TIMEOUT,
-            retry_policy=PATIENT,
-            summary=summary,
+    async def _run_command(self, call: Call, request: CallRequest) -> CallOutcome:
+        policy = self._start.policy
+        self.commands.count_start()
+        command = CommandStep(
+            ref=self._lifecycle.ref(),
+            call_id=call.call_id,
+            arguments=request.arguments,
+            arguments_ref=request.arguments_ref,
+            default_timeout_ms=max(1, round(policy.command_timeout_s * 1000)),
+            output_cap_bytes=policy.output_cap_bytes,
         )
-        return slow_result
+        progress = await step_in_two_tries(call, Activity.RUN_COMMAND, command, CommandProgress)
+        if progress.outcome is not None and progress.outcome.error is not None:
+            return progress.outcome  # Nothing was started.
+        record = self.commands.add(progress, call.begun_at)
+        if progress.outcome is not None:
+            return progress.outcome
+        if record.place.background:
+            return _in_background(call.call_id)
+        return await self._end_of(call)
+
+    async def _end_of(self, call: Call) -> CallOutcome:
+        """The outcome of a command that is followed: its end finishes the call."""
+        call.slow = True
+        self._inside.add(call.call_id)
+        await until(lambda: not call.running)
+        assert call.entry.outcome is not None
+        return call.entry.outcome
 
     async def _promptly(self, call: Call, waiting: Awaitable[None]) -> None:
         """Await `waiting`; when it takes too long for the answer, answer `running` and go on waiting."""
@@ -306,84 +293,6 @@ class SandboxCalls:
         )
         return CallOutcome(result=result.model_dump(mode="json"))
 
-    # Commands that outlast their first request.
-
-    async def _follow(self, call: Call) -> CallOutcome:
-        call.slow = True
-        self._inside.add(call.call_id)
-        self._followed[call.call_id] = call
-        if not self._following:
-            self._following = True
-            asyncio.create_task(self._keep_following())  # noqa: RUF006 - the event loop of a workflow keeps its tasks
-        await until(lambda: not call.running)
-        assert call.entry.outcome is not None
-        return call.entry.outcome
-
-    async def _keep_following(self) -> None:
-        """One follower for all commands of the sandbox, begun anew when one joins or has ended."""
-        while self._followed:
-            followed = dict(self._followed)
-            follower = workflow.start_activity(
-                Activity.FOLLOW_COMMANDS,
-                FollowCommandsStep(
-                    ref=self._lifecycle.ref(),
-                    commands=[call.entry.command for call in followed.values() if call.entry.command is not None],
-                ),
-                result_type=FollowCommandsResult,
-                task_queue=follow_queue(workflow.info().task_queue),
-                start_to_close_timeout=timedelta(hours=25),
-                heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                retry_policy=PATIENT,
-                summary=f"follow {', '.join(sorted(followed))}"[:200],
-            )
-            await until(partial(self._follower_is_stale, follower, set(followed)))
-            stale = not follower.done() and follower.cancel()
-            try:
-                for ended in (await follower).ended:
-                    if ended.outcome is not None:
-                        self._finish(ended.call_id, ended.outcome)
-            except ActivityError as failure:
-                if not stale:
-                    await self._follower_failed(failure)
-        self._following = False
-
-    def _follower_is_stale(self, follower: asyncio.Task[FollowCommandsResult], followed: set[str]) -> bool:
-        return follower.done() or self._followed.keys() != followed
-
-    async def _follower_failed(self, failure: ActivityError) -> None:
-        signal = signal_of(failure)
-        error = error_of(failure)
-        if signal is SandboxSignal.LOST:
-            self._lifecycle.lose(error)
-            for call_id in list(self._followed):
-                self._finish(call_id, CallOutcome(error=error))
-        elif signal is SandboxSignal.NOT_STARTED:
-            # All processes of a stopped sandbox are gone: its commands were interrupted, not lost track of.
-            for call_id in list(self._followed):
-                self._finish(call_id, _interrupted(call_id))
-            self._lifecycle.noticed_stopped()
-        else:
-            workflow.logger.warning("follower failed, trying again", extra={"error": error.message})
-            await until(lambda: not self._followed, timeout_s=5.0)
-
-    async def _kill(self, call_ids: list[str]) -> None:
-        for call_id in call_ids:
-            call = self._ledger.get(call_id)
-            if call is not None and call.entry.command is not None:
-                call.entry.command = call.entry.command.model_copy(update={"cancelled": "cancelled"})
-        try:
-            await workflow.execute_activity(
-                Activity.STOP_COMMANDS,
-                StopCommandsStep(ref=self._lifecycle.ref(), call_ids=call_ids, grace_s=KILL_GRACE_S),
-                schedule_to_close_timeout=timedelta(seconds=60),
-                heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                retry_policy=PROMPT,
-                summary=f"cancel {', '.join(call_ids)}"[:200],
-            )
-        except ActivityError as failure:
-            # The sandbox is about to be stopped or deleted, which ends them for certain.
-            workflow.logger.warning("commands were not cancelled", extra={"error": error_of(failure).message})
-
 
 async def _forever_until(condition: Callable[[], bool]) -> None:
     await until(condition)
@@ -393,10 +302,11 @@ def _cancelled(message: str) -> ToolError:
     return ToolError(code=ErrorCode.CANCELLED, message=message, ambiguous=True)
 
 
-def _interrupted(call_id: str) -> CallOutcome:
+def _in_background(call_id: str) -> CallOutcome:
     result = ExecResult(
-        status="interrupted",
+        status="running",
         call_id=call_id,
-        hint="The sandbox stopped while the command ran. It may have had part of its effect; it was not run again.",
+        output_files=output_files(call_id),
+        hint="The command runs in the background. daytona_command reads its output, waits for it and ends it.",
     )
     return CallOutcome(result=result.model_dump(mode="json"))

@@ -144,7 +144,7 @@ class AgentSession:
         if call is not None:
             return self._envelope(call.entry, call.entry.outcome)
         if call_id in self._forwarded:
-            entry = LedgerEntry(call_id=call_id, tool="", fingerprint="")
+            entry = LedgerEntry(call_id=call_id, tool="", fingerprint="", asked_at=self._kept.created_at)
             return envelope(self._start.session_id, self._forwarded[call_id], entry, None)
         return None
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.exceptions import TimeoutError as TimedOut
 
+from workflows.ledger import Call
+
 with workflow.unsafe.imports_passed_through():
+    from sandhold.contracts.base import Message
+    from sandhold.contracts.calls import ANSWER_WITHIN_S
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError
+    from sandhold.contracts.names import Activity
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 """Long activities heartbeat every second; a dead worker is noticed after this (measured: no false alarm under load)."""
@@ -51,6 +57,45 @@ FOR_EVER = RetryPolicy(
     maximum_interval=timedelta(minutes=5),
 )
 """For deletion: nothing makes it give up."""
+
+_SLOW_STEP_TIMEOUT = timedelta(minutes=2)
+
+Result = TypeVar("Result", bound=Message)
+
+
+async def step_in_two_tries(call: Call, activity: Activity, step: Message, result_type: type[Result]) -> Result:
+    """One activity in two tries: one within the time in which the call is answered, one that may take longer.
+
+    The bound of the first is the server's, so a short call costs no timer. Activities are idempotent by
+    call id: the second finds what the first began.
+    """
+    summary = f"{call.entry.tool} {call.call_id}"
+    left = ANSWER_WITHIN_S - (workflow.now() - call.begun_at).total_seconds()
+    if left > 1 and not call.slow:
+        try:
+            result: Result = await workflow.execute_activity(
+                activity,
+                step,
+                result_type=result_type,
+                schedule_to_close_timeout=timedelta(seconds=left),
+                retry_policy=PROMPT,
+                summary=summary,
+            )
+            return result
+        except ActivityError as failure:
+            if signal_of(failure) is not None or not error_of(failure).retryable:
+                raise
+    call.slow = True
+    slow_result: Result = await workflow.execute_activity(
+        activity,
+        step,
+        result_type=result_type,
+        schedule_to_close_timeout=_SLOW_STEP_TIMEOUT,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=PATIENT,
+        summary=summary,
+    )
+    return slow_result
 
 
 def error_of(failure: ActivityError) -> ToolError:

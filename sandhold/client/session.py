@@ -30,7 +30,6 @@ from sandhold.contracts.tools import (
     ManageSandboxResult,
     OutputDetail,
     ReadFileResult,
-
     WriteFileResult,
     parse_arguments,
 )

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from sandhold.contracts.base import Message, Strict
 from sandhold.contracts.fields import CallId, CommandStatus, SandboxId
 
-INPUT_LIMIT_CHARS = 1024 * 1024
+INPUT_LIMIT_CHARS = 64 * 1024
 WAIT_LIMIT_MS = 3_600_000
 READ_WINDOW_BYTES = 16 * 1024
 """The most of stdout, and of stderr, that one answer carries."""
@@ -85,6 +85,9 @@ class CommandArguments(Strict):
             return text.encode()
         except UnicodeEncodeError as error:
             raise ValueError("input is not valid Unicode; send such bytes as base64") from error
+
+    def data_base64(self) -> str:
+        return base64.b64encode(self.data()).decode()
 
 
 class CommandRow(Message):

@@ -43,6 +43,7 @@ class LedgerEntry(Message):
     call_id: str
     tool: str
     fingerprint: str
+    asked_at: datetime
     outcome: CallOutcome | None = None
     request: CallRequest | None = None
     """Kept while the call runs, so that it can go on after a continue-as-new."""

@@ -150,6 +150,11 @@ class ReadOutputStep(Message):
     stderr_offset: int
     wait_s: float
     """How long to wait for output beyond the offsets, or for the end, when there is none yet."""
+    action: Literal["read", "wait"] = "read"
+    """What the caller asked for; the result repeats it."""
+    status: CommandStatus = "running"
+    """What the workflow knows of the command; told when the sandbox no longer can."""
+    exit_code: int | None = None
 
 
 class WriteInputStep(Message):
