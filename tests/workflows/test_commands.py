@@ -1,0 +1,159 @@
+"""Commands that outlast a call: in the background, many at once, read, fed, signalled, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from sandhold.client import Session
+from sandhold.contracts.errors import ErrorCode
+from tests.stack import Stack
+from tests.workflows.calls import call_ok, creates, error_of_call, exec_ok
+from tests.workflows.waiting import eventually
+
+
+async def command(
+    session: Session, box: str, action: str, call_id: str | None = None, **arguments: Any
+) -> dict[str, Any]:
+    named = {} if call_id is None else {"call_id": call_id}
+    return await call_ok(session, "daytona_command", {"sandbox_id": box, "action": action, **named, **arguments})
+
+
+async def test_a_background_command_answers_at_once_and_is_read_by_offset_until_its_end(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    started = await exec_ok(
+        session, box, "for i in 1 2 3; do echo out $i; echo err $i >&2; sleep 1; done; exit 3", background=True
+    )
+    assert started["status"] == "running"
+    call_id = started["call_id"]
+    text, offset = "", 0
+    while (read := await command(session, box, "read", call_id, stdout_offset=offset, wait_ms=5000))[
+        "status"
+    ] == "running":
+        text += read["stdout"]
+        offset = read["stdout_offset"]
+    text += read["stdout"]
+    assert text == "out 1\nout 2\nout 3\n"
+    ended = await command(session, box, "wait", call_id)
+    assert (ended["status"], ended["exit_code"], ended["stderr"]) == ("completed", 3, "err 1\nerr 2\nerr 3\n")
+    rows = (await command(session, box, "list"))["commands"]
+    assert [(row["call_id"], row["status"], row["background"], row["exit_code"]) for row in rows] == [
+        (call_id, "completed", True, 3)
+    ]
+    await session.end()
+
+
+async def test_a_background_command_outlives_a_continue_as_new(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    started = await exec_ok(session, box, "echo begun; read -r word; echo got $word", background=True, stdin=True)
+    runs = (await stack.status(session, box)).runs
+    while (await stack.status(session, box)).runs == runs:
+        await asyncio.gather(*(exec_ok(session, box, "true") for _ in range(6)))
+    await command(session, box, "write", started["call_id"], input="home\n")
+    ended = await command(session, box, "wait", started["call_id"])
+    assert (ended["status"], ended["stdout"]) == ("completed", "begun\ngot home\n")
+    await session.end()
+
+
+async def test_input_is_written_once_in_order_and_closed(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    call_id = (await exec_ok(session, box, "cat; echo end", background=True, stdin=True))["call_id"]
+    for number in range(3):
+        for _ in range(2):  # A repeated call id writes nothing.
+            arguments = {"sandbox_id": box, "action": "write", "call_id": call_id, "input": f"{number}\n"}
+            envelope = await session.call("daytona_command", arguments, call_id=f"w-{number}")
+            assert envelope.error is None
+    await command(session, box, "write", call_id, close=True)
+    ended = await command(session, box, "wait", call_id)
+    assert (ended["exit_code"], ended["stdout"]) == (0, "0\n1\n2\nend\n")
+    assert (
+        await error_of_call(
+            session, "daytona_command", {"sandbox_id": box, "action": "write", "call_id": call_id, "input": "late"}
+        )
+    ).code is ErrorCode.CONFLICT
+    await session.end()
+
+
+async def test_a_signal_reaches_the_command_and_a_cancel_ends_all_it_started(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    trap = "trap 'echo caught' USR1; sleep 1000 & echo ready; while :; do wait; done"
+    call_id = (await exec_ok(session, box, trap, background=True))["call_id"]
+    await command(session, box, "read", call_id, wait_ms=5000)
+    await command(session, box, "signal", call_id, signal="USR1")
+
+    async def caught() -> str:
+        return str((await command(session, box, "read", call_id))["stdout"])
+
+    await eventually(caught, lambda text: text.endswith("caught\n"), "the signal")
+    cancelled = await command(session, box, "cancel", call_id)
+    assert cancelled["status"] == "cancelled"
+    assert (await exec_ok(session, box, "pgrep -c sleep || true", output="normal"))["stdout"].strip() == "0"
+    await session.end()
+
+
+async def test_an_unbounded_background_command_holds_off_the_idle_stop_only_while_the_policy_says_so(
+    stack: Stack,
+) -> None:
+    session = await stack.open(idle_stop_s=1.0, background_use_s=4.0)
+    box = await creates(session)
+    call_id = (await exec_ok(session, box, "echo here; sleep 1000", background=True))["call_id"]
+    await asyncio.sleep(2.5)
+    assert (await stack.status(session, box)).state == "started"
+    await command(session, box, "read", call_id)  # Reading it is a use: the time starts again.
+    await asyncio.sleep(2.5)
+    assert (await stack.status(session, box)).state == "started"
+    await eventually(lambda: stack.status(session, box), lambda seen: seen.state == "stopped", "the idle stop")
+    read = await command(session, box, "read", call_id)
+    assert (read["status"], read["stdout"]) == ("cancelled", "here\n")
+    assert (await stack.status(session, box)).state == "stopped"  # Its output comes from storage.
+    await session.end()
+
+
+async def test_a_bounded_background_command_holds_off_the_idle_stop_until_its_end(stack: Stack) -> None:
+    session = await stack.open(idle_stop_s=1.0, background_use_s=1.0)
+    box = await creates(session)
+    call_id = (await exec_ok(session, box, "sleep 4; echo built", background=True, timeout=60_000))["call_id"]
+    ended = await command(session, box, "wait", call_id)
+    assert (ended["status"], ended["stdout"]) == ("completed", "built\n")
+    await session.end()
+
+
+async def test_fifty_long_commands_all_end_right_and_a_short_call_meanwhile_is_answered(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+
+    async def long(number: int) -> tuple[int, dict[str, Any]]:
+        return number, await exec_ok(session, box, f"sleep 12; echo {number}; exit {number}")
+
+    running = [asyncio.create_task(long(number)) for number in range(50)]
+    await asyncio.sleep(10)
+    began = time.monotonic()
+    await exec_ok(session, box, "true")
+    print(f"a short call beside fifty long ones took {time.monotonic() - began:.2f} s")
+    for number, result in await asyncio.gather(*running):
+        assert (result["exit_code"], result["stdout"]) == (number, f"{number}\n")
+    await session.end()
+
+
+async def test_a_command_that_floods_is_ended_by_the_cap_with_exact_counts(stack: Stack) -> None:
+    session = await stack.open(output_cap_bytes=1_000_000)
+    box = await creates(session)
+    result = await exec_ok(session, box, "yes | head -c 3000000; sleep 60")
+    assert (result["status"], result["stdout_bytes"], result["truncated"]) == ("cancelled", 3_000_000, True)
+    assert "1000000" in result["hint"].replace(",", "")
+    await session.end()
+
+
+async def test_an_unknown_command_is_refused_with_those_that_are(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    call_id = (await exec_ok(session, box, "true"))["call_id"]
+    error = await error_of_call(session, "daytona_command", {"sandbox_id": box, "action": "read", "call_id": "other"})
+    assert error.code is ErrorCode.INVALID_ARGUMENTS
+    assert call_id in (error.hint or "")
+    await session.end()
