@@ -1,18 +1,15 @@
-"""`sandhold call` and `sandhold exec`: tool calls from a shell, for agent runtimes in any language."""
+"""`sandhold call`: tool calls from a shell, for agent runtimes in any language."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sandhold.cli.identifiers import SandboxArgument, SessionArgument
+from sandhold.cli.identifiers import SessionArgument
 from sandhold.cli.output import (
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     EXIT_NOT_FOUND,
     EXIT_OK,
     JsonFlag,
@@ -23,10 +20,7 @@ from sandhold.cli.output import (
 if TYPE_CHECKING:
     from sandhold.contracts.calls import CallEnvelope
     from sandhold.contracts.errors import ToolError
-    from sandhold.contracts.tools import ExecResult
 
-EXIT_TIMED_OUT = 124
-"""As `timeout(1)`."""
 # What the error of an envelope consists of; its other fields are printed where they say something.
 _ERROR_KEYS = ("code", "message", "hint", "retryable", "ambiguous")
 _NOT_THERE = {"session_not_found", "session_ended", "sandbox_not_found", "sandbox_lost"}
@@ -54,55 +48,7 @@ def call(
         asked = (await connected()).session(session)
         envelope = await asked.call(tool, parsed, call_id, wait=not no_wait, timeout=timeout)
         output.document(printed(envelope))
-        return EXIT_OK if envelope.error is None else _exit_code(envelope.error)
-
-    run(work)
-
-
-def execute(
-    session: SessionArgument,
-    sandbox: SandboxArgument,
-    command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND", help="One word is a shell script, several are a command.")
-    ],
-    cwd: Annotated[str | None, typer.Option(help="Directory to run in.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds after which the command is killed.")] = None,
-    call_id: Annotated[str | None, typer.Option("--call-id", help="Run at most once under this id.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Run a command in a sandbox, print its output and exit with its code.
-
-    124 when it was killed by its timeout; with --json the call's envelope is printed.
-    """
-    script = command[0] if len(command) == 1 else shlex.join(command)
-    arguments: dict[str, Any] = {"sandbox_id": sandbox, "command": script, "output": "full"}
-    if cwd is not None:
-        arguments["cwd"] = cwd
-    if timeout is not None:
-        arguments["timeout"] = max(1, round(timeout * 1000))
-
-    async def work() -> int:
-        from sandhold.cli.connecting import connected
-        from sandhold.client.calls import new_call_id
-        from sandhold.contracts.tools import ExecResult
-
-        chosen_id = call_id or new_call_id()
-        asked = (await connected()).session(session)
-        try:
-            envelope = await asked.call("daytona_exec", arguments, chosen_id)
-        except BaseException:
-            output.note(f"the command may go on; the same command with --call-id {chosen_id} waits for it again")
-            raise
-        if output.as_json:
-            output.document(printed(envelope))
-        if envelope.error is not None:
-            if not output.as_json:
-                output.fail(envelope.error.message, envelope.error.code, envelope.error.hint)
-            return _exit_code(envelope.error)
-        result = ExecResult.model_validate(envelope.result)
-        if not output.as_json:
-            _write(result)
-        return _exit_code_of_command(result)
+        return EXIT_OK if envelope.error is None else exit_code(envelope.error)
 
     run(work)
 
@@ -118,28 +64,8 @@ def printed(envelope: CallEnvelope) -> dict[str, Any]:
     return document
 
 
-def _exit_code(error: ToolError) -> int:
+def exit_code(error: ToolError) -> int:
     return EXIT_NOT_FOUND if error.code in _NOT_THERE else EXIT_FAILED
-
-
-def _exit_code_of_command(result: ExecResult) -> int:
-    if result.status == "timed_out":
-        return EXIT_TIMED_OUT
-    if result.status == "cancelled":
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if result.exit_code is None else result.exit_code
-
-
-def _write(result: ExecResult) -> None:
-    sys.stdout.write(result.stdout)
-    sys.stdout.flush()
-    sys.stderr.write(result.stderr)
-    if result.status != "completed":
-        output.note(f"the command was {result.status.replace('_', ' ')}")
-    if result.truncated:
-        output.note(f"output was left out: {result.stdout_bytes} bytes on stdout, {result.stderr_bytes} on stderr")
-    if result.hint:
-        output.note(result.hint)
 
 
 def _arguments(given: str) -> Any:

@@ -12,6 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.client.absence import Absence
 from sandhold.client.calls import Calls, as_tool_failure, failed, new_call_id
+from sandhold.client.commands import Command
 from sandhold.client.ending import Ending
 from sandhold.client.errors import SessionNotFound, WaitTimeout
 from sandhold.client.requests import Deadline, TemporalRequests
@@ -48,6 +49,7 @@ class Session:
         self.session_id = session_id
         self.workflow_id = session_workflow_id(session_id)
         self._requests = requests
+        self._storage = storage
         self._calls = Calls(session_id, requests, storage)
         self._absence = Absence(session_id, requests)
         self._ending = Ending(session_id, requests, self._absence)
@@ -169,6 +171,43 @@ class Session:
         """Run a command to its end. `timeout_ms` ends the command; `timeout` (seconds) only this waiting for it."""
         arguments = _given(sandbox_id=sandbox_id, command=command, cwd=cwd, timeout=timeout_ms, output=output)
         return await self._typed(ToolName.EXEC, arguments, ExecResult, call_id, timeout)
+
+    async def start(
+        self,
+        sandbox_id: str,
+        command: str,
+        *,
+        cwd: str | None = None,
+        timeout_ms: int | None = None,
+        output: OutputDetail | None = None,
+        stdin: bool | None = None,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Command:
+        """Start a command in the background and return as soon as it runs (or has ended). Safe to repeat by call id.
+
+        Without `timeout_ms` it runs until it ends, is cancelled, or its sandbox is stopped as unused.
+        """
+        call_id = new_call_id() if call_id is None else call_id
+        arguments = _given(
+            sandbox_id=sandbox_id,
+            command=command,
+            cwd=cwd,
+            timeout=timeout_ms,
+            output=output,
+            background=True,
+            stdin=stdin,
+        )
+        await self._typed(ToolName.EXEC, arguments, ExecResult, call_id, timeout)
+        return self.command(sandbox_id, call_id)
+
+    def command(self, sandbox_id: str, call_id: str) -> Command:
+        """A command that was started by the call `call_id`, by whatever way."""
+        return Command(self, sandbox_id, call_id, self._requests, self._storage)
+
+    async def resolve(self, envelope: CallEnvelope) -> CallEnvelope:
+        """The envelope with its result instead of a reference to it."""
+        return await self._calls.resolved(envelope)
 
     async def read_file(
         self,
