@@ -17,6 +17,7 @@ from sandhold.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, JsonFlag, output,
 
 if TYPE_CHECKING:
     from sandhold.client.commands import Command
+    from sandhold.contracts.commands import CommandResult
     from sandhold.contracts.tools import ExecResult
 
 EXIT_TIMED_OUT = 124
@@ -108,7 +109,7 @@ async def _followed(command: Command) -> ExecResult | None:
     interrupts: asyncio.Queue[None] = asyncio.Queue()
     following = asyncio.ensure_future(_print_output(command))
     with _interrupts_into(interrupts):
-        cancelling: asyncio.Future[object] | None = None
+        cancelling: asyncio.Future[CommandResult] | None = None
         while not following.done():
             interrupt = asyncio.ensure_future(interrupts.get())
             await asyncio.wait({following, interrupt}, return_when=asyncio.FIRST_COMPLETED)
