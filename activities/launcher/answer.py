@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
-State = Literal["ended", "running", "interrupted", "absent"]
-Reason = Literal["timed_out", "cancelled"]
+State = Literal["ended", "running", "interrupted", "cleaned", "absent"]
+"""`interrupted`: started, without an end, and nothing runs it. `cleaned`: over, and its folder was removed."""
+Reason = Literal["timed_out", "cancelled", "output_limit"]
 _STATES = frozenset(get_args(State))
 _REASONS = frozenset(get_args(Reason))
 
@@ -36,6 +37,21 @@ class Captured:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A piece of a stream: `data` begins at the offset `start` of the `size` bytes there are, or were a moment ago."""
+
+    size: int
+    start: int
+    data: bytes = b""
+
+    def beyond(self, offset: int) -> bytes:
+        """The part from `offset` on. Raises TornAnswer when there is a gap before the slice."""
+        if self.start > offset and self.data:
+            raise TornAnswer(f"a slice begins at {self.start} instead of {offset}", "")
+        return self.data[offset - self.start :]
+
+
+@dataclass(frozen=True)
 class CallReport:
     """What the launcher says about one call. Times are hundredths of a second on the sandbox's clock."""
 
@@ -46,9 +62,14 @@ class CallReport:
     ended: int | None = None
     reason: Reason | None = None
     """Why we ended it; None when it ended by itself."""
+    cap_bytes: int | None = None
+    """With the reason `output_limit`: the limit."""
     fingerprint: str | None = None
     stdout: Captured = field(default_factory=Captured)
     stderr: Captured = field(default_factory=Captured)
+    stdout_slice: Slice | None = None
+    """What a request that knows a part of the output is told beyond that."""
+    stderr_slice: Slice | None = None
 
 
 @dataclass(frozen=True)
@@ -69,21 +90,29 @@ class Answer:
 
 def parse_answer(nonce: str, output: str) -> Answer:
     """The answer in `output`. Raises TornAnswer when it is not there from beginning to end."""
-    lines = output.splitlines()
-    opening = next((i for i, line in enumerate(lines) if line.startswith(f"<{nonce} ")), None)
-    closing = next((i for i, line in enumerate(lines) if line == f"{nonce}>"), None)
-    if opening is None or closing is None or closing < opening:
+    start = _line_start(output, f"<{nonce} ")
+    end = _line_start(output, f"{nonce}>")
+    if start < 0 or end < start or output[end + len(nonce) + 1 : end + len(nonce) + 2].strip():
         raise TornAnswer("the launcher did not answer", output)
+    first_line = output.index("\n", start)
     try:
-        return _answer(int(lines[opening].split()[1]), lines[opening + 1 : closing])
+        return _answer(int(output[start:first_line].split()[1]), output, first_line + 1, end)
     except (ValueError, IndexError) as error:
         raise TornAnswer(f"the launcher's answer cannot be read ({error})", output) from error
 
 
-def _answer(clock: int, lines: list[str]) -> Answer:
+def _line_start(output: str, beginning: str) -> int:
+    """Where the first line that begins so does; -1 when none does."""
+    if output.startswith(beginning):
+        return 0
+    found = output.find(f"\n{beginning}")
+    return found if found < 0 else found + 1
+
+
+def _answer(clock: int, output: str, start: int, end: int) -> Answer:
     reports: list[CallReport] = []
     refusal: Refusal | None = None
-    for words, payload in _sections(lines):
+    for words, payload in _sections(output, start, end):
         match words[0]:
             case "@call":
                 reports.append(_report(words[1:]))
@@ -91,32 +120,37 @@ def _answer(clock: int, lines: list[str]) -> Answer:
                 reports[-1] = replace(reports[-1], stdout=_captured(words, payload))
             case "@stderr":
                 reports[-1] = replace(reports[-1], stderr=_captured(words, payload))
+            case "@slice" if words[1] == "stdout":
+                reports[-1] = replace(reports[-1], stdout_slice=_slice(words, payload))
+            case "@slice" if words[1] == "stderr":
+                reports[-1] = replace(reports[-1], stderr_slice=_slice(words, payload))
             case "@error":
-                refusal = Refusal(words[1], " ".join([*words[2:], *payload]))
+                refusal = Refusal(words[1], " ".join([*words[2:], *payload.split()]))
             case unknown:
                 raise ValueError(f"{unknown} is unknown")
     return Answer(clock, reports, refusal)
 
 
-def _sections(lines: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """Each line that begins with @, as words, with the lines that follow it."""
-    words: list[str] = []
-    payload: list[str] = []
-    for line in lines:
-        if line.startswith("@"):
-            if words:
-                yield words, payload
-            words, payload = line.split(), []
-        else:
-            payload.append(line)
-    if words:
-        yield words, payload
+def _sections(output: str, start: int, end: int) -> Iterator[tuple[list[str], str]]:
+    """Each line that begins with @, as words, with the text that follows it.
+
+    By searching, not line by line: an answer may hold megabytes.
+    """
+    while start < end:
+        if output[start] != "@":
+            start = output.find("\n@", start, end) + 1 or end
+            continue
+        line_end = output.index("\n", start, end)
+        following = output.find("\n@", line_end, end) + 1 or end
+        yield output[start:line_end].split(), output[line_end + 1 : following]
+        start = following
 
 
 def _report(words: list[str]) -> CallReport:
-    folder, state, code, began, ended, reason, fingerprint = words
+    folder, state, code, began, ended, told, fingerprint = words
     if state not in _STATES:
         raise ValueError(f"state {state} is unknown")
+    reason, _, cap = told.partition(":")
     return CallReport(
         folder=folder,
         state=cast("State", state),
@@ -124,16 +158,22 @@ def _report(words: list[str]) -> CallReport:
         began=_number(began),
         ended=_number(ended),
         reason=cast("Reason", reason) if reason in _REASONS else None,
+        cap_bytes=_number(cap),
         fingerprint=None if fingerprint == "-" else fingerprint,
     )
 
 
-def _captured(words: list[str], payload: list[str]) -> Captured:
+def _captured(words: list[str], payload: str) -> Captured:
     """A stream: its size (`-` when the bytes say it), its encoding, and the bytes, with `.tail` before the last."""
     _, size, encoding = words
-    split = payload.index(".tail") if ".tail" in payload else len(payload)
-    head, tail = _decoded(encoding, payload[:split]), _decoded(encoding, payload[split + 1 :])
+    before, _, after = payload.partition(".tail\n")
+    head, tail = _decoded(encoding, before), _decoded(encoding, after)
     return Captured(len(head) if size == "-" else int(size), head, tail)
+
+
+def _slice(words: list[str], payload: str) -> Slice:
+    _, _, size, start, encoding = words
+    return Slice(int(size), int(start), b"" if encoding == "-" else _decoded(encoding, payload))
 
 
 def _number(word: str) -> int | None:
@@ -141,10 +181,9 @@ def _number(word: str) -> int | None:
     return int(word) if word.isdecimal() and len(word) <= 18 else None
 
 
-def _decoded(encoding: str, lines: list[str]) -> bytes:
-    text = "".join(lines)
+def _decoded(encoding: str, text: str) -> bytes:
     if encoding == "hex":
         return bytes.fromhex(text)
     if encoding != "base64":
         raise ValueError(f"encoding {encoding} is unknown")
-    return base64.b64decode(text, validate=True)
+    return base64.b64decode(text.replace("\n", ""), validate=True)

@@ -1,5 +1,6 @@
 """Session storage: one prefix per session in a local folder or an object store."""
 
+from sandhold.storage.segments import SegmentReader, SegmentWriter, Stream
 from sandhold.storage.session import SessionStorage, StorageError
 
-__all__ = ["SessionStorage", "StorageError"]
+__all__ = ["SegmentReader", "SegmentWriter", "SessionStorage", "StorageError", "Stream"]

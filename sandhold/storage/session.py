@@ -1,10 +1,11 @@
-"""Documents of a session: arguments and results that are too large for a message."""
+"""What a session keeps in an object store: arguments and results too large for a message, the output of commands."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +16,7 @@ from pydantic import JsonValue
 
 from sandhold.contracts.calls import StorageRef, json_bytes
 from sandhold.contracts.names import is_id
+from sandhold.storage.segments import SegmentReader, Stream
 
 
 class StorageError(RuntimeError):
@@ -55,6 +57,29 @@ class SessionStorage:
             raise StorageError(f"{ref.path} in session storage is not what was stored there")
         value: JsonValue = json.loads(data)
         return value
+
+    async def read_output(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of a command's output from `offset` on; none at or behind what is stored so far."""
+        return await SegmentReader(self).read(session_id, call_id, stream, offset, limit)
+
+    async def put_bytes(self, session_id: str, path: str, data: bytes) -> None:
+        """Store `data` at `path` below the session, in place of what was there."""
+        await obstore.put_async(self._store, self._key(session_id, path), data)
+
+    async def get_bytes(self, session_id: str, path: str) -> bytes | None:
+        """What is stored at `path`; None when nothing is."""
+        try:
+            answer = await obstore.get_async(self._store, self._key(session_id, path))
+            return bytes(await answer.bytes_async())
+        except (NotFoundError, FileNotFoundError):
+            return None
+
+    async def list(self, session_id: str, folder: str) -> AsyncIterator[tuple[str, int]]:
+        """Name and size of everything that is stored in `folder`, in no order; nothing when there is none."""
+        prefix = self._key(session_id, folder)
+        async for batch in obstore.list(self._store, prefix=prefix):
+            for entry in batch:
+                yield entry["path"].removeprefix(f"{prefix}/"), entry["size"]
 
     async def delete(self, session_id: str, path: str) -> None:
         """Remove the document at `path`; it is fine when there is none."""

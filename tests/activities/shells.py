@@ -81,9 +81,11 @@ class Machine:
         call_id: str | None = None,
         cwd: str | None = None,
         wait_s: float = 30,
-        timeout_s: float = 120,
+        timeout_s: float | None = 120,
         grace_s: float = 0.5,
         again: bool = False,
+        cap_bytes: int = 2**30,
+        keep_stdin: bool = False,
         upload_path: str | None = None,
     ) -> LauncherRequest:
         """A request that starts a script, under a call id of its own unless one is given."""
@@ -94,6 +96,8 @@ class Machine:
             timeout_s=timeout_s,
             grace_s=grace_s,
             again=again,
+            cap_bytes=cap_bytes,
+            keep_stdin=keep_stdin,
             upload_path=upload_path,
         )
 

@@ -1,0 +1,218 @@
+# The command launcher: starts a command at most once per call, waits for it, tells what became of it, feeds it,
+# ends it. This part is what every request begins with: the sandbox's clock, its processes, the state of a call.
+#
+# It is sent with every request and run by a POSIX sh inside the sandbox; `request.py` says which parts make up
+# the program of a request, how it is called, and reads its answer. Each call has a folder below ~/.sandhold/calls:
+#
+#   lock                      made exclusively by the one process that runs the command; holds the script's hash
+#   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
+#   stdout stderr             what the command wrote, byte for byte
+#   script                    the script, when it is too large for a variable
+#   stdin bell input/         of a command whose standard input is kept open: see input.sh
+#   signalled.CALL            the call that sent a signal; made before it is sent
+#   ending.REASON.GRACE       somebody ends the command: timed_out, output_limit:BYTES or cancelled
+#   ended.CODE.BORN.ENDED.REASON   how it ended
+#
+# Once a folder is cleaned away an empty file calls/.done/CALL keeps its command from being run again.
+#
+# What must never be half written is said by the name of an empty file: making one is atomic, needs no process,
+# and works on a full disk. Whether a command still runs is asked of its owner's pid *and* time of birth.
+#
+# Every fork counts (about 1 ms), so this uses builtins wherever it can. Variables begin with sd_ because the
+# user's environment passes through this shell: assigning to one of its names would change it for the command.
+
+exec 2>/dev/null
+
+sd_home=${HOME:-/tmp}/.sandhold
+
+# ---- Time and processes
+
+# Sets sd_now to hundredths of a second on the sandbox's clock, which only ever goes forward.
+sd_clock() {
+    if read -r sd_up sd_rest </proc/uptime; then
+        sd_now=$((${sd_up%.*} * 100 + 1${sd_up#*.} - 100))
+    else
+        sd_now=$(date +%s)00
+    fi
+}
+
+# Sets sd_seconds to $1 hundredths of a second as a decimal fraction.
+sd_to_seconds() {
+    sd_seconds=$(($1 / 100)).$(($1 % 100 / 10))$(($1 % 10))
+}
+
+# Sleeps for $1 hundredths of a second; where sleep knows no fractions, for whole seconds.
+sd_sleep() {
+    sd_to_seconds "$1"
+    sleep "$sd_seconds" || sleep $((($1 + 99) / 100))
+}
+
+# Reads about the process $1: sd_status sd_parent sd_group sd_session sd_born (hundredths of a second, as the clock).
+sd_process() {
+    read -r sd_line <"/proc/$1/stat" || return 1
+    set -- ${sd_line##*") "}
+    sd_status=$1 sd_parent=$2 sd_group=$3 sd_session=$4 sd_born=${20}
+}
+
+# Whether the owner of the call in sd_folder lives; sets sd_owner and sd_owner_session. A pid alone does not
+# tell: pids are used again. A racer that lost the lock is an owner too, for a moment.
+sd_owner_lives() {
+    for sd_file in "$sd_folder"/owner.*; do
+        sd_name=${sd_file##*/owner.}
+        sd_owner=${sd_name%%.*}
+        sd_name=${sd_name#*.}
+        sd_owner_session=${sd_name#*.}
+        if sd_process "$sd_owner"; then
+            [ "$sd_born" = "${sd_name%%.*}" ] && [ "$sd_status" != Z ] && return 0
+        elif [ "${sd_name%%.*}" = 0 ]; then
+            kill -0 "$sd_owner" && return 0 # no /proc here
+        fi
+    done
+    return 1
+}
+
+# Sets sd_marked to the pids that carry the mark $1 in their environment; fails when there are none. The command's
+# mark is SANDHOLD_CALL=ID/, which also finds what left its process group and session; its owner's, SANDHOLD_OWNS=ID/.
+sd_find_marked() {
+    sd_marked=
+    for sd_file in $(grep -lF "$1" /proc/[0-9]*/environ); do
+        sd_file=${sd_file#/proc/}
+        sd_marked="$sd_marked ${sd_file%/environ}"
+    done
+    [ "$sd_marked" ]
+}
+
+# Sends the signal $1 to everything that belongs to the call sd_call: the command's process group, found as the
+# owner's child, and the groups of whatever carries the mark. Once to each: many programs take a second TERM for
+# impatience. Fails when there was nothing to signal.
+sd_signal() {
+    sd_groups=" "
+    sd_hit=
+    if sd_owner_lives && read -r sd_children <"/proc/$sd_owner/task/$sd_owner/children"; then
+        for sd_pid in $sd_children; do
+            # Only a child that has left the owner's session is the command; before that its group is the owner's.
+            sd_process "$sd_pid" && [ "$sd_session" = "$sd_pid" ] && sd_signal_group "$1" "$sd_pid"
+        done
+    fi
+    sd_find_marked "SANDHOLD_CALL=$sd_call/"
+    for sd_pid in $sd_marked; do
+        sd_process "$sd_pid" || continue
+        if [ "$sd_session" != "$sd_owner_session" ]; then
+            sd_signal_group "$1" "$sd_group"
+        else
+            kill "-$1" "$sd_pid" && sd_hit=1 # no setsid here: the group is not the command's own
+        fi
+    done
+    [ "$sd_hit" ]
+}
+
+sd_signal_group() {
+    case $sd_groups in *" $2 "*) return ;; esac
+    sd_groups="$sd_groups$2 "
+    kill "-$1" "-$2" && sd_hit=1
+}
+
+# ---- The state of a call
+
+# Sets sd_state to ended (with sd_code sd_began sd_ended sd_reason), running (with sd_began), interrupted (it was
+# started, has no end, and nothing runs it), cleaned (it is over, and its folder was removed) or absent.
+sd_look() {
+    sd_call=$1
+    sd_folder=$sd_home/calls/$1
+    sd_code=- sd_began=- sd_ended=- sd_reason=-
+    sd_has_ended && return
+    if [ ! -e "$sd_folder/lock" ]; then
+        sd_state=absent
+    elif sd_owner_lives; then
+        sd_state=running sd_began=$sd_born
+        return
+    elif sd_has_ended; then # it may have ended between the two looks
+        return
+    else
+        sd_state=interrupted
+    fi
+    # Asked last: it is made before the folder goes.
+    [ -e "$sd_home/calls/.done/$1" ] && sd_state=cleaned
+    return 0
+}
+
+# As sd_look, but an absent call whose owner lives runs: it has removed its own folder.
+sd_look_closely() {
+    sd_look "$1"
+    [ "$sd_state" = absent ] && sd_find_marked "SANDHOLD_OWNS=$1/" && sd_state=running
+    return 0
+}
+
+sd_has_ended() {
+    for sd_file in "$sd_folder"/ended.*; do
+        [ -e "$sd_file" ] || return 1
+        sd_name=${sd_file##*/ended.}
+        sd_reason=${sd_name##*.} sd_name=${sd_name%.*}
+        sd_ended=${sd_name##*.} sd_name=${sd_name%.*}
+        sd_began=${sd_name##*.} sd_code=${sd_name%.*}
+        sd_state=ended
+        return 0
+    done
+}
+
+# Tells the state of the call sd_look has looked at.
+sd_tell_state() {
+    [ "$sd_state" = interrupted ] && sd_signal KILL # what it started has nobody else left to end it
+    sd_hash=-
+    read -r sd_hash sd_rest <"$sd_folder/lock"
+    echo "@call $sd_call $sd_state $sd_code $sd_began $sd_ended $sd_reason ${sd_hash:--}"
+}
+
+# As sd_tell_state and, when the call is over, the beginning and the end of its output.
+sd_tell() {
+    sd_tell_state
+    case $sd_state in ended | interrupted)
+        sd_tell_file stdout "$sd_folder/stdout" "$sd_stdout_window"
+        sd_tell_file stderr "$sd_folder/stderr" "$sd_stderr_window"
+        ;;
+    esac
+}
+
+# Tells the size of the file $2 and its bytes, at most $3 of them: the first fifth and the rest from the end.
+sd_tell_file() {
+    [ -s "$2" ] || return 0
+    # A small file in one process: a byte is three characters at least, so fewer than 12,000 are the whole file.
+    sd_hex=$(od -An -v -tx1 -N 4096 "$2")
+    if [ "$sd_hex" ] && [ ${#sd_hex} -lt 12000 ]; then
+        echo "@$1 - hex"
+        echo "$sd_hex"
+        return
+    fi
+    sd_size=$(stat -c %s "$2") || sd_size=$(($(wc -c <"$2")))
+    if [ "$sd_size" -le "$3" ]; then
+        echo "@$1 $sd_size $sd_encoding"
+        head -c "$sd_size" "$2" | sd_encode
+    else
+        echo "@$1 $sd_size $sd_encoding"
+        head -c $(($3 / 5)) "$2" | sd_encode
+        echo .tail
+        # The file may still grow: what is told is bounded whatever happens.
+        tail -c $(($3 - $3 / 5)) "$2" | head -c $(($3 - $3 / 5)) | sd_encode
+    fi
+}
+
+if command -v base64 >/dev/null; then
+    sd_encoding=base64
+    sd_encode() { base64; }
+else
+    sd_encoding=hex
+    sd_encode() { od -An -v -tx1; }
+fi
+
+# Takes the lock of the call sd_call for this process, once and for all; fails when somebody has it.
+sd_take_lock() {
+    sd_folder=$sd_home/calls/$sd_call
+    sd_process self || sd_parent=$PPID sd_session=0 sd_born=0
+    [ -d "$sd_folder" ] || mkdir -p "$sd_folder"
+    printf '' >"$sd_folder/owner.$$.$sd_born.$sd_session" || return 1
+    set -C
+    printf '' >"$sd_folder/lock"
+    sd_code=$?
+    set +C
+    return $sd_code
+}

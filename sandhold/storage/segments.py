@@ -1,0 +1,166 @@
+"""The output of commands in session storage: written while they run, read at any offset, both in bounded memory.
+
+A stream lies in the folder `calls/<call folder>/stdout` (or `stderr`) as segments, each named by its offset in the
+stream as 20 digits. Offsets are multiples of SEGMENT_BYTES. A full segment is final: it is never written again with
+other bytes, and whoever writes it again after a crash writes the same. What does not fill a segment yet lies under the
+segment's name with `.part` behind it, and is written anew while it grows; the end of the stream is final again. So a
+writer that was thought dead and comes back late can only put an old part beside what is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+from sandhold.contracts.names import output_folder
+
+SEGMENT_BYTES = 1024 * 1024
+REWRITE_S = 1.0
+"""A segment that is not full is written anew at most this often."""
+PART_SUFFIX = ".part"
+
+Stream = Literal["stdout", "stderr"]
+
+
+class Objects(Protocol):
+    """Where segments are kept: `SessionStorage`."""
+
+    async def put_bytes(self, session_id: str, path: str, data: bytes) -> None: ...
+    async def get_bytes(self, session_id: str, path: str) -> bytes | None: ...
+    async def delete(self, session_id: str, path: str) -> None: ...
+    def list(self, session_id: str, folder: str) -> AsyncIterator[tuple[str, int]]: ...
+
+
+def segment_path(call_id: str, stream: Stream, offset: int) -> str:
+    """The place of the segment that begins at `offset`, below the session's prefix."""
+    return f"{output_folder(call_id, stream)}/{offset:020d}"
+
+
+class SegmentWriter:
+    """Stores one stream in order, from an offset at which a segment begins.
+
+    Holds less than a segment, and costs nothing in storage before the first byte.
+    """
+
+    def __init__(self, storage: Objects, session_id: str, call_id: str, stream: Stream, offset: int = 0) -> None:
+        if offset % SEGMENT_BYTES:
+            raise ValueError(f"no segment begins at {offset}")
+        self._storage = storage
+        self._session_id = session_id
+        self._call_id = call_id
+        self._stream: Stream = stream
+        self._began = self._full = offset
+        self._rest = bytearray()
+        self._part_bytes: int | None = None
+        self._rewrite_at = 0.0
+
+    @property
+    def offset(self) -> int:
+        """Where the next byte belongs."""
+        return self._full + len(self._rest)
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes that lie in storage in full segments: what a later writer may begin at."""
+        return self._full
+
+    async def append(self, data: bytes) -> None:
+        """Take the bytes at `offset`. All full segments are in storage when this returns; the rest is about to be."""
+        at = self._full
+        self._rest += data
+        full: list[tuple[int, bytes]] = []
+        while len(self._rest) >= SEGMENT_BYTES:
+            full.append((at, bytes(self._rest[:SEGMENT_BYTES])))
+            del self._rest[:SEGMENT_BYTES]
+            at += SEGMENT_BYTES
+        if full:
+            begins, had_part = self._full == self._began, bool(self._part_bytes)
+            await asyncio.gather(*(self._put(segment_path(self._call_id, self._stream, n), each) for n, each in full))
+            if had_part or begins:  # an earlier writer's, at the beginning
+                await self._storage.delete(self._session_id, self._part_path())
+            self._full, self._part_bytes = at, None
+        if self._rest and time.monotonic() >= self._rewrite_at:
+            await self._put_part()
+
+    async def finish(self) -> None:
+        """Store the rest as the end of the stream. Safe to repeat."""
+        if self._rest:
+            await self._put(segment_path(self._call_id, self._stream, self._full), bytes(self._rest))
+            await self._storage.delete(self._session_id, self._part_path())
+
+    async def _put_part(self) -> None:
+        if self._part_bytes is None:
+            # An earlier writer may have come further, and readers have seen it: what is stored never shrinks.
+            earlier = await self._storage.get_bytes(self._session_id, self._part_path())
+            self._part_bytes = len(earlier or b"")
+        if len(self._rest) > self._part_bytes:
+            await self._put(self._part_path(), bytes(self._rest))
+            self._part_bytes = len(self._rest)
+        self._rewrite_at = time.monotonic() + REWRITE_S
+
+    def _part_path(self) -> str:
+        return segment_path(self._call_id, self._stream, self._full) + PART_SUFFIX
+
+    async def _put(self, path: str, data: bytes) -> None:
+        await self._storage.put_bytes(self._session_id, path, data)
+
+
+class SegmentReader:
+    """Reads streams while they grow and afterwards. Holds one segment at a time."""
+
+    def __init__(self, storage: Objects) -> None:
+        self._storage = storage
+
+    async def read(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes from `offset` on; none at or behind what is stored so far."""
+        pieces: list[bytes] = []
+        async for piece in self.chunks(session_id, call_id, stream, offset):
+            pieces.append(piece[:limit])
+            limit -= len(pieces[-1])
+            if limit <= 0:
+                break
+        return b"".join(pieces)
+
+    async def chunks(self, session_id: str, call_id: str, stream: Stream, offset: int = 0) -> AsyncIterator[bytes]:
+        """What is stored from `offset` on, in pieces of at most SEGMENT_BYTES, to the end of what is stored so far.
+
+        To follow a stream that grows, go on from the offset behind the last piece after a while.
+        """
+        while True:
+            start = offset - offset % SEGMENT_BYTES
+            segment = await self._segment(session_id, segment_path(call_id, stream, start))
+            piece = segment[offset - start :]
+            if piece:
+                yield piece
+            if len(segment) < SEGMENT_BYTES:
+                return
+            offset = start + SEGMENT_BYTES
+
+    async def size(self, session_id: str, call_id: str, stream: Stream) -> int:
+        """Bytes that are stored so far, from the beginning of the stream without a gap."""
+        folder = output_folder(call_id, stream)
+        sizes: dict[int, int] = {}
+        async for name, size in self._storage.list(session_id, folder):
+            digits = name.removesuffix(PART_SUFFIX)
+            if digits.isdecimal():
+                # A part that a late writer left may lie beside the final segment.
+                sizes[int(digits)] = max(size, sizes.get(int(digits), 0))
+        end = 0
+        while size := sizes.get(end, 0):
+            end += size
+            if size < SEGMENT_BYTES:
+                break
+        return end
+
+    async def _segment(self, session_id: str, path: str) -> bytes:
+        """The bytes of the segment so far; none if it does not exist."""
+        final = await self._storage.get_bytes(session_id, path)
+        if final is not None:
+            return final
+        part = await self._storage.get_bytes(session_id, path + PART_SUFFIX)
+        if part is not None:
+            return part
+        # Between the two looks the part may have become final.
+        return await self._storage.get_bytes(session_id, path) or b""
