@@ -16,8 +16,9 @@ sd_own() {
     fi
     sd_feeder=
     [ "$sd_stdin" = open ] && { sd_open_stdin || sd_stdin=; }
-    # It must not hold the writing end of the command's input, which would then never end.
-    sd_watch >/dev/null 5<&- 6>&- 9>&- &
+    # It must not hold the writing end of the command's input, which would then never end. By exec: what is redirected
+    # for a function alone, some shells keep open under another number.
+    { exec >/dev/null 5<&- 6>&- 9>&- && sd_watch; } &
     sd_watcher=$!
     [ "$sd_stdin" = open ] && sd_start_feeder
     unset SANDHOLD_LAUNCHER SANDHOLD_SCRIPT SANDHOLD_UPLOAD SANDHOLD_CWD SANDHOLD_OWNS OLDPWD
@@ -173,7 +174,7 @@ sd_open_stdin() {
 
 # Starts the feeder, which holds the only writing end from then on. It ends with us: we hold the bell open.
 sd_start_feeder() {
-    sd_feed <"$sd_folder/bell" >&9 5<&- 6>&- 7>&- 9>&- &
+    { exec <"$sd_folder/bell" >&9 5<&- 6>&- 7>&- 9>&- && sd_feed; } &
     sd_feeder=$!
     exec 9>&-
 }
