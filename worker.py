@@ -27,8 +27,10 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 # Imported before polling starts: the provider's client takes 1.6 s to import, which the first calls would wait for.
+from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
 from activities.files import FileActivities
+from activities.following import FollowingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.statuses import StatusActivities
@@ -69,6 +71,8 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     lifecycle = LifecycleActivities(access, settings)
     files = FileActivities(access, storage)
     commands = CommandActivities(access, storage)
+    command_io = CommandIoActivities(access, storage)
+    following = FollowingActivities(access, storage)
     statuses = StatusActivities(client)
     return Activities(
         of_calls=[
@@ -81,9 +85,13 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             files.write_file,
             commands.run_command,
             commands.stop_commands,
+            command_io.read_output,
+            command_io.write_input,
+            command_io.signal_command,
+            command_io.clean_commands,
             statuses.sandbox_statuses,
         ],
-        of_followers=[commands.follow_commands],
+        of_followers=[following.follow_commands],
     )
 
 

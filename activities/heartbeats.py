@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from temporalio import activity
@@ -13,9 +13,12 @@ INTERVAL_S = 0.8
 
 
 @asynccontextmanager
-async def heartbeats() -> AsyncIterator[None]:
-    """Send a heartbeat at once and then every INTERVAL_S from a task of its own, until the block is left."""
-    beating = asyncio.create_task(_beat(), name="heartbeats")
+async def heartbeats(detail: Callable[[], object] | None = None) -> AsyncIterator[None]:
+    """Send a heartbeat at once and then every INTERVAL_S from a task of its own, until the block is left.
+
+    Each carries what `detail` says at its time: the next attempt finds the last one.
+    """
+    beating = asyncio.create_task(_beat(detail), name="heartbeats")
     try:
         yield
     finally:
@@ -23,7 +26,17 @@ async def heartbeats() -> AsyncIterator[None]:
         await asyncio.wait([beating])
 
 
-async def _beat() -> None:
+@asynccontextmanager
+async def heartbeats_if_wanted() -> AsyncIterator[None]:
+    """Heartbeats when the attempt has to send them: a short call is spared the message."""
+    if activity.info().heartbeat_timeout is None:
+        yield
+        return
+    async with heartbeats():
+        yield
+
+
+async def _beat(detail: Callable[[], object] | None) -> None:
     while True:
-        activity.heartbeat()
+        activity.heartbeat(*([detail()] if detail else []))
         await asyncio.sleep(INTERVAL_S)

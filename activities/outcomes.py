@@ -13,8 +13,8 @@ from sandhold.contracts.calls import (
 )
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import ToolName, call_folder
-from sandhold.contracts.steps import CallStep
-from sandhold.contracts.tools import parse_arguments
+from sandhold.contracts.steps import CallStep, CommandProgress
+from sandhold.contracts.tools import ExecResult, parse_arguments
 from sandhold.storage import SessionStorage, StorageError
 
 A = TypeVar("A", bound=Strict)
@@ -54,6 +54,16 @@ async def outcome_of(storage: SessionStorage, session_id: str, call_id: str, res
         return CallOutcome(result=value)
     ref = await storage.put_json(session_id, f"calls/{call_folder(call_id)}/result.json", value)
     return CallOutcome(result=value if size <= INLINE_LIMIT_BYTES else None, result_ref=ref)
+
+
+async def progress_of(storage: SessionStorage, session_id: str, result: ExecResult) -> CommandProgress:
+    """Where a command is that is over: at its outcome."""
+    return CommandProgress(
+        call_id=result.call_id,
+        outcome=await outcome_of(storage, session_id, result.call_id, result),
+        status=result.status,
+        exit_code=result.exit_code,
+    )
 
 
 def failed_outcome(failure: ToolFailure) -> CallOutcome:

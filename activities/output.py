@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from activities.launcher import CallReport, Captured
-from sandhold.contracts.tools import ExecResult, OutputDetail
+from sandhold.contracts.fields import CommandStatus
+from sandhold.contracts.names import output_folder
+from sandhold.contracts.tools import ExecResult, OutputDetail, OutputFiles
 
 KIB = 1024
 BUDGETS: dict[OutputDetail, int] = {
@@ -66,7 +67,7 @@ class Shown:
 
 def exec_result(call_id: str, report: CallReport, detail: OutputDetail, *, asked_to_end: bool = False) -> ExecResult:
     """The result of a command that is over. `asked_to_end` says that somebody has asked to end it."""
-    ended = _status(report, asked_to_end=asked_to_end)
+    ended = status_of(report, asked_to_end=asked_to_end)
     failed = ended != "completed" or report.exit_code != 0
     budget = stdout_budget(detail, failed=failed)
     stdout = shown(report.stdout, budget, failed=failed)
@@ -82,8 +83,49 @@ def exec_result(call_id: str, report: CallReport, detail: OutputDetail, *, asked
         stderr_bytes=report.stderr.size,
         duration_ms=_duration_ms(report),
         call_id=call_id,
-        hint=_hint(ended, report.exit_code, truncated=truncated, detail=detail),
+        hint=_hint(ended, report, truncated=truncated, detail=detail),
     )
+
+
+def with_files(result: ExecResult) -> ExecResult:
+    """The result of a command whose whole output is in session storage."""
+    call_id = result.call_id
+    files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"))
+    return result.model_copy(update={"output_files": files})
+
+
+def status_of(report: CallReport, *, asked_to_end: bool = False) -> CommandStatus:
+    """What became of the command. `asked_to_end` says that somebody has asked to end it."""
+    match report.state:
+        case "running":
+            return "running"
+        case "ended":
+            # One that wrote too much is cancelled, by us.
+            return "cancelled" if report.reason == "output_limit" else report.reason or "completed"
+        case _:
+            return "cancelled" if asked_to_end else "interrupted"
+
+
+def window(raw: bytes, limit: int, *, last: bool) -> tuple[str, int]:
+    """At most the first `limit` bytes as text, and how many bytes of `raw` that are.
+
+    A character that is cut by the end is left for the next window, unless nothing follows it (`last`).
+    """
+    piece = raw[:limit]
+    if not last or len(piece) < len(raw):
+        piece = piece[: _whole_characters(piece)]
+    return clean(piece), len(piece)
+
+
+def _whole_characters(data: bytes) -> int:
+    """`len(data)` without the beginning of a UTF-8 character at the end."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        length = 2 if 0xC2 <= byte < 0xE0 else 3 if 0xE0 <= byte < 0xF0 else 4 if 0xF0 <= byte < 0xF5 else 1
+        return len(data) - back if length > back else len(data)
+    return len(data)
 
 
 def stdout_budget(detail: OutputDetail, *, failed: bool) -> int:
@@ -231,25 +273,25 @@ def _marker(left_out: bytes, unseen: int, before: Sequence[bytes]) -> bytes:
     return f"{begin}[... {count} left out ...]\n".encode()
 
 
-def _status(report: CallReport, *, asked_to_end: bool) -> Literal["completed", "timed_out", "cancelled", "interrupted"]:
-    if report.state == "ended":
-        return report.reason or "completed"
-    return "cancelled" if asked_to_end else "interrupted"
-
-
 def _duration_ms(report: CallReport) -> int | None:
     if report.began is None or report.ended is None:
         return None
     return max(0, report.ended - report.began) * 10
 
 
-def _hint(status: str, exit_code: int | None, *, truncated: bool, detail: OutputDetail) -> str | None:
+def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDetail) -> str | None:
     hints = []
     match status:
         case "timed_out":
             hints.append(
                 "The time limit was reached: the command and everything it started were killed. "
                 "Give a larger timeout, or do less at once."
+            )
+        case "cancelled" if report.reason == "output_limit":
+            cap = f"{report.cap_bytes} bytes" if report.cap_bytes else "its limit"
+            hints.append(
+                f"The command wrote more than {cap}, the most that a command may here, and was ended with everything "
+                "it started. Let it write less, or into a file."
             )
         case "cancelled":
             hints.append("The command was cancelled; it may have had part of its effect.")
@@ -258,10 +300,10 @@ def _hint(status: str, exit_code: int | None, *, truncated: bool, detail: Output
                 "The command was cut off from outside: the sandbox stopped or ran out of memory. "
                 "It may have had part of its effect; it was not run again."
             )
-        case _ if exit_code is not None and exit_code in _EXIT_HINTS:
-            hints.append(_EXIT_HINTS[exit_code])
+        case _ if report.exit_code is not None and report.exit_code in _EXIT_HINTS:
+            hints.append(_EXIT_HINTS[report.exit_code])
     if truncated and detail != "full":
-        hints.append("Output was left out; ask for more with `output`, or write it to a file and read parts of it.")
+        hints.append("Output was left out; read it with `daytona_command`, or ask for more with `output` next time.")
     elif truncated:
-        hints.append("Output was left out; write it to a file and read parts of it.")
+        hints.append("Output was left out; read it with `daytona_command`.")
     return " ".join(hints) or None

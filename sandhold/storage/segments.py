@@ -66,8 +66,13 @@ class SegmentWriter:
         """Bytes that lie in storage in full segments: what a later writer may begin at."""
         return self._full
 
-    async def append(self, data: bytes) -> None:
-        """Take the bytes at `offset`. All full segments are in storage when this returns; the rest is about to be."""
+    @property
+    def unseen(self) -> bool:
+        """Whether there are bytes that readers cannot see yet."""
+        return len(self._rest) > (self._part_bytes or 0)
+
+    async def take(self, data: bytes) -> None:
+        """Take the bytes at `offset`. All full segments are in storage when this returns."""
         at = self._full
         self._rest += data
         full: list[tuple[int, bytes]] = []
@@ -75,22 +80,17 @@ class SegmentWriter:
             full.append((at, bytes(self._rest[:SEGMENT_BYTES])))
             del self._rest[:SEGMENT_BYTES]
             at += SEGMENT_BYTES
-        if full:
-            begins, had_part = self._full == self._began, bool(self._part_bytes)
-            await asyncio.gather(*(self._put(segment_path(self._call_id, self._stream, n), each) for n, each in full))
-            if had_part or begins:  # an earlier writer's, at the beginning
-                await self._storage.delete(self._session_id, self._part_path())
-            self._full, self._part_bytes = at, None
-        if self._rest and time.monotonic() >= self._rewrite_at:
-            await self._put_part()
-
-    async def finish(self) -> None:
-        """Store the rest as the end of the stream. Safe to repeat."""
-        if self._rest:
-            await self._put(segment_path(self._call_id, self._stream, self._full), bytes(self._rest))
+        if not full:
+            return
+        await asyncio.gather(*(self._put(segment_path(self._call_id, self._stream, n), each) for n, each in full))
+        if self._part_bytes or self._full == self._began:  # an earlier writer's, at the beginning
             await self._storage.delete(self._session_id, self._part_path())
+        self._full, self._part_bytes = at, None
 
-    async def _put_part(self) -> None:
+    async def flush(self) -> None:
+        """Store what does not fill a segment, so that readers see it; nothing within REWRITE_S of the last time."""
+        if not self.unseen or time.monotonic() < self._rewrite_at:
+            return
         if self._part_bytes is None:
             # An earlier writer may have come further, and readers have seen it: what is stored never shrinks.
             earlier = await self._storage.get_bytes(self._session_id, self._part_path())
@@ -99,6 +99,12 @@ class SegmentWriter:
             await self._put(self._part_path(), bytes(self._rest))
             self._part_bytes = len(self._rest)
         self._rewrite_at = time.monotonic() + REWRITE_S
+
+    async def finish(self) -> None:
+        """Store the rest as the end of the stream. Safe to repeat."""
+        if self._rest:
+            await self._put(segment_path(self._call_id, self._stream, self._full), bytes(self._rest))
+            await self._storage.delete(self._session_id, self._part_path())
 
     def _part_path(self) -> str:
         return segment_path(self._call_id, self._stream, self._full) + PART_SUFFIX

@@ -7,10 +7,7 @@ there what the design rests on: that a command detached by `process/execute` out
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,77 +15,15 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import commands as commands_module
-from activities.commands import CommandActivities
+from activities.launcher.access import ANSWER_MARGIN_S
 from sandhold.contracts.calls import INLINE_LIMIT_BYTES
 from sandhold.contracts.errors import ErrorCode, SandboxSignal
 from sandhold.contracts.names import call_folder
-from sandhold.contracts.steps import (
-    CommandPlace,
-    CommandProgress,
-    CommandStep,
-    FollowCommandsStep,
-    SandboxRef,
-    StopCommandsStep,
-)
+from sandhold.contracts.steps import CommandPlace, FollowCommandsStep, SandboxRef
 from sandhold.contracts.tools import ExecResult
+from tests.activities.commands_under_test import EXECUTE, Commands, new_call_id, result_of
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
-
-EXECUTE = {"method": "POST", "route": "/toolbox/{sandbox_id}/process/execute"}
-_numbers = itertools.count(1)
-
-
-class Commands:
-    """The tool on one sandbox, as a workflow calls it."""
-
-    def __init__(self, provider: ProviderUnderTest, ref: SandboxRef) -> None:
-        self.provider = provider
-        self.ref = ref
-        self.activities = CommandActivities(provider.access, provider.storage)
-
-    def step(self, command: str, call_id: str | None = None, **arguments: Any) -> CommandStep:
-        return CommandStep(
-            ref=self.ref,
-            call_id=call_id or new_call_id(),
-            arguments={"sandbox_id": self.ref.sandbox_id, "command": command, **arguments},
-            default_timeout_ms=60_000,
-        )
-
-    async def begin(self, command: str, *, limit_s: float = 60.0, **options: Any) -> CommandProgress:
-        """One attempt within `limit_s`: the shorter, the sooner it leaves a long command to a follower."""
-        return await self.provider.run(self.activities.run_command, self.step(command, **options), limit_s=limit_s)
-
-    async def run(self, command: str, **options: Any) -> ExecResult:
-        """A command that ends within its first request."""
-        progress = await self.begin(command, **options)
-        return result_of(progress)
-
-    async def leave(self, command: str, **options: Any) -> CommandPlace:
-        """A command that outlasts its first request."""
-        progress = await self.begin(command, limit_s=1.0, **options)
-        assert progress.running is not None, progress
-        return progress.running
-
-    async def follow(self, places: Iterable[CommandPlace]) -> list[CommandProgress]:
-        step = FollowCommandsStep(ref=self.ref, commands=list(places))
-        return (await self.provider.run(self.activities.follow_commands, step)).ended
-
-    async def stop(self, *call_ids: str, grace_s: float = 1.0) -> None:
-        step = StopCommandsStep(ref=self.ref, call_ids=list(call_ids), grace_s=grace_s)
-        await self.provider.run(self.activities.stop_commands, step)
-
-    async def sh(self, command: str) -> str:
-        return await self.provider.sh(self.ref, command)
-
-
-def new_call_id() -> str:
-    return f"call-{os.getpid()}-{next(_numbers)}"
-
-
-def result_of(progress: CommandProgress) -> ExecResult:
-    assert progress.outcome is not None, progress
-    assert progress.outcome.error is None, progress.outcome.error
-    return ExecResult.model_validate(progress.outcome.result)
 
 
 @pytest.fixture
@@ -177,7 +112,7 @@ async def test_cancelling_an_activity_ends_no_command(commands: Commands) -> Non
     environment = ActivityEnvironment()
     step = FollowCommandsStep(ref=commands.ref, commands=[place])
     following = asyncio.create_task(
-        commands.provider.run(commands.activities.follow_commands, step, environment=environment)
+        commands.provider.run(commands.following.follow_commands, step, environment=environment)
     )
     await asyncio.sleep(0.5)
     environment.cancel()
@@ -194,7 +129,7 @@ async def test_a_follower_heartbeats_while_nothing_happens(commands: Commands) -
     beats: list[float] = []
     environment.on_heartbeat = lambda *_: beats.append(time.monotonic())
     step = FollowCommandsStep(ref=commands.ref, commands=[place])
-    await commands.provider.run(commands.activities.follow_commands, step, environment=environment)
+    await commands.provider.run(commands.following.follow_commands, step, environment=environment)
     assert len(beats) >= 3
 
 
@@ -384,7 +319,7 @@ async def test_an_answer_that_is_torn_is_asked_for_again(commands: Commands, fau
 
 async def test_a_first_attempt_leaves_time_for_its_answer(commands: Commands) -> None:
     """It says `running` before its own deadline instead of being timed out at it."""
-    assert commands_module.FIRST_WAIT_S + commands_module.ANSWER_MARGIN_S < 9.0
+    assert commands_module.FIRST_WAIT_S + ANSWER_MARGIN_S < 9.0
     progress = await commands.begin("sleep 60", limit_s=1.5)
     assert progress.running is not None
     await commands.stop(progress.call_id, grace_s=0)

@@ -1,0 +1,203 @@
+"""Following running commands: their output into session storage while they run, their outcome once they are over."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.heartbeats import heartbeats
+from activities.launcher import CallReport, Position, TornAnswer, follow_request
+from activities.launcher.access import Launcher, torn
+from activities.outcomes import progress_of
+from activities.output import exec_result, with_files
+from activities.provider import ProviderAccess
+from sandhold.contracts.names import Activity, call_folder
+from sandhold.contracts.steps import (
+    CommandPlace,
+    CommandProgress,
+    FollowCommandsResult,
+    FollowCommandsStep,
+    SandboxRef,
+    StoredOutput,
+)
+from sandhold.contracts.tools import OutputDetail
+from sandhold.storage import SegmentWriter, SessionStorage
+from sandhold.storage.segments import REWRITE_S, SEGMENT_BYTES
+
+FOLLOW_WAIT_S = 8.0
+"""How long one request of a follower waits: short enough for proxies on the way, long enough to cost little."""
+STORED_PER_ATTEMPT_BYTES = 64 * 1024 * 1024
+"""After so much a follower returns, so that the workflow knows how far it has come."""
+LEAST_ANSWER_BYTES, FIRST_ANSWER_BYTES, MOST_ANSWER_BYTES = 64 * 1024, 1024 * 1024, 4 * 1024 * 1024
+"""How much output one answer carries: more while much comes, less after a request that was not answered."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_ASKED_PAUSE_S = 0.1, 5.0, 30.0
+"""Between two requests that were not answered; the last bounds what the provider may ask for."""
+
+
+class FollowingActivities:
+    """Follows commands by the launcher: one follower for all commands of a sandbox that run."""
+
+    def __init__(self, access: ProviderAccess, storage: SessionStorage) -> None:
+        self._launcher = Launcher(access)
+        self._storage = storage
+
+    @activity.defn(name=Activity.FOLLOW_COMMANDS)
+    async def follow_commands(self, step: FollowCommandsStep) -> FollowCommandsResult:
+        """Store what the commands write until at least one is over; return the outcomes of those that are.
+
+        The whole output of a command is in storage before its outcome is told. Returns without an outcome once
+        STORED_PER_ATTEMPT_BYTES were stored. Goes on from the heartbeats of the attempt before, else from the
+        places. Requests that fail are repeated: no fault on the way to the sandbox ends a command or the
+        following. Cancelling this ends nothing but the following. Raises what the provider says about the sandbox
+        itself.
+        """
+        before = _heartbeat_of_attempt_before()
+        commands = {
+            call_folder(place.call_id): _Followed(self._storage, step.ref.session_id, place, before)
+            for place in step.commands
+        }
+        answer_bytes = FIRST_ANSWER_BYTES
+        pause_s = FIRST_PAUSE_S
+        async with heartbeats(lambda: {each.call_id: each.stored.model_dump() for each in commands.values()}):
+            while True:
+                try:
+                    taken = await self._take_news(step.ref, commands, answer_bytes)
+                except ApplicationError as error:
+                    if error.non_retryable:
+                        raise
+                    activity.logger.warning("following goes on after a failed request", extra={"error": str(error)})
+                    await asyncio.sleep(max(pause_s, _asked_pause_s(error)))
+                    pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                    answer_bytes = max(answer_bytes // 4, LEAST_ANSWER_BYTES)
+                    continue
+                pause_s = FIRST_PAUSE_S
+                if taken >= answer_bytes // 2:
+                    answer_bytes = min(answer_bytes * 2, MOST_ANSWER_BYTES)
+                ended = [each for each in commands.values() if each.complete]
+                if ended or sum(each.newly_stored for each in commands.values()) >= STORED_PER_ATTEMPT_BYTES:
+                    return FollowCommandsResult(
+                        ended=[await self._ended(step.ref, each) for each in ended],
+                        stored={each.call_id: each.stored for each in commands.values()},
+                    )
+
+    async def _take_news(self, ref: SandboxRef, commands: dict[str, _Followed], answer_bytes: int) -> int:
+        """One request, and what it tells into storage; how many bytes that were."""
+        order = follow_request(
+            [each.position for each in commands.values()],
+            # What readers do not see yet waits no longer than it must.
+            wait_s=REWRITE_S if any(each.unseen for each in commands.values()) else FOLLOW_WAIT_S,
+            budget_bytes=answer_bytes,
+        )
+        answer = await self._launcher.ask(ref, order, answer_bytes=answer_bytes)
+        taken = 0
+        for report in answer.reports:
+            if report.folder in commands:
+                taken += await commands[report.folder].take(report)
+        for each in commands.values():
+            await each.flush()
+        return taken
+
+    async def _ended(self, ref: SandboxRef, command: _Followed) -> CommandProgress:
+        await command.finish()
+        assert command.end is not None
+        detail = cast("OutputDetail", command.place.output)
+        asked_to_end = command.place.cancelled is not None
+        result = exec_result(command.call_id, command.end, detail, asked_to_end=asked_to_end)
+        if command.position.stdout or command.position.stderr:
+            result = with_files(result)
+        return await progress_of(self._storage, ref.session_id, result)
+
+
+class _Followed:
+    """One command: what of its output is in storage, and its end."""
+
+    def __init__(
+        self, storage: SessionStorage, session_id: str, place: CommandPlace, before: dict[str, StoredOutput]
+    ) -> None:
+        self.place = place
+        self.call_id = place.call_id
+        self.end: CallReport | None = None
+        earlier = before.get(place.call_id, StoredOutput())
+        self._began = StoredOutput(
+            stdout_bytes=_segments(max(place.stored.stdout_bytes, earlier.stdout_bytes)),
+            stderr_bytes=_segments(max(place.stored.stderr_bytes, earlier.stderr_bytes)),
+        )
+        self._stdout = SegmentWriter(storage, session_id, place.call_id, "stdout", self._began.stdout_bytes)
+        self._stderr = SegmentWriter(storage, session_id, place.call_id, "stderr", self._began.stderr_bytes)
+
+    @property
+    def position(self) -> Position:
+        """How much of the output is known."""
+        return Position(self.call_id, self._stdout.offset, self._stderr.offset)
+
+    @property
+    def stored(self) -> StoredOutput:
+        """How much of it lies in full segments."""
+        return StoredOutput(stdout_bytes=self._stdout.full_bytes, stderr_bytes=self._stderr.full_bytes)
+
+    @property
+    def newly_stored(self) -> int:
+        stored, began = self.stored, self._began
+        return stored.stdout_bytes - began.stdout_bytes + stored.stderr_bytes - began.stderr_bytes
+
+    @property
+    def complete(self) -> bool:
+        """Whether the command is over and all that it had written by then is known.
+
+        A process that it left behind may write on; that is not waited for.
+        """
+        end = self.end
+        return end is not None and self._stdout.offset >= end.stdout.size and self._stderr.offset >= end.stderr.size
+
+    @property
+    def unseen(self) -> bool:
+        """Whether there is output that readers cannot see yet."""
+        return self._stdout.unseen or self._stderr.unseen
+
+    async def take(self, report: CallReport) -> int:
+        """Take the news; how many bytes they are. Raises ApplicationError when some are missing before them."""
+        if report.state != "running" and self.end is None:
+            self.end = report
+        taken = 0
+        for writer, piece in ((self._stdout, report.stdout_slice), (self._stderr, report.stderr_slice)):
+            if piece is None:
+                continue
+            try:
+                data = piece.beyond(writer.offset)
+            except TornAnswer as error:
+                raise torn(str(error)) from error
+            await writer.take(data)
+            taken += len(data)
+        return taken
+
+    async def flush(self) -> None:
+        """Let readers see what was taken, unless they did a moment ago."""
+        await self._stdout.flush()
+        await self._stderr.flush()
+
+    async def finish(self) -> None:
+        """The output is whole."""
+        await self._stdout.finish()
+        await self._stderr.finish()
+
+
+def _heartbeat_of_attempt_before() -> dict[str, StoredOutput]:
+    """How far the attempt before had come, by call id."""
+    details = activity.info().heartbeat_details
+    if not details or not isinstance(details[0], dict):
+        return {}
+    return {call_id: StoredOutput.model_validate(stored) for call_id, stored in details[0].items()}
+
+
+def _segments(size: int) -> int:
+    """The bytes of the full segments among `size` bytes."""
+    return size - size % SEGMENT_BYTES
+
+
+def _asked_pause_s(error: ApplicationError) -> float:
+    """How long the provider asked to wait (429)."""
+    asked = error.next_retry_delay
+    return 0.0 if asked is None else min(asked.total_seconds(), LONGEST_ASKED_PAUSE_S)
