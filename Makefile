@@ -37,6 +37,9 @@ test: setup ## Pass all tests
 histories: setup ## Record the main scenarios for the replay tests, once per release: make histories NAME=v2
 	$(BIN)/python -m tests.replay.record $(NAME)
 
+bench: setup ## Measure what a call costs here: make bench BENCH="--long --json FILE"
+	@exec $(BIN)/python -m bench $(BENCH)
+
 check: setup ## Lint, type-check strictly, check import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
