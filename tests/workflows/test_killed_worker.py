@@ -289,7 +289,7 @@ async def test_an_end_that_finds_no_worker_for_a_while_is_carried_out_by_the_nex
     await kill(aftermath.worker)
     ending = await started("session", "end", session.session_id, "--json", env=environment_of(stack, tmp_path))
     waiting = asyncio.create_task(finished(ending))
-    await asyncio.sleep(3.0)  # Nobody is there.
+    await asyncio.sleep(2.0)  # Nobody is there.
     assert not waiting.done()
     assert len(await stack.provider_sandboxes(session)) == 1
     async with worker_process(stack, tmp_path):

@@ -79,16 +79,6 @@ async def test_a_call_on_a_stopped_sandbox_starts_it_and_finds_its_files(stack: 
     await session.end()
 
 
-async def test_a_sandbox_that_somebody_else_stopped_is_started_for_the_next_call(stack: Stack) -> None:
-    session = await stack.open()
-    box = await creates(session)
-    await exec_ok(session, box, "echo kept > file")
-    [held] = await stack.provider_sandboxes(session)
-    await held.stop()
-    assert (await exec_ok(session, box, "cat file"))["stdout"].strip() == "kept"
-    await session.end()
-
-
 async def test_twenty_calls_that_meet_a_stopped_sandbox_start_it_once(stack: Stack) -> None:
     session = await stack.open()
     box = await creates(session)
