@@ -259,11 +259,11 @@ def _refused(refusal: Refusal, script: Script) -> Exception:
             return ToolFailure(ErrorCode.PATH_NOT_FOUND, f"{script.cwd} is not a directory; nothing was run")
         case "cwd_denied":
             return ToolFailure(ErrorCode.PERMISSION_DENIED, f"{script.cwd} may not be entered; nothing was run")
-        case "folder" if "space left" in refusal.detail or "quota" in refusal.detail.lower():
+        case "folder" | "script" if "space left" in refusal.detail or "quota" in refusal.detail.lower():
             return ToolFailure(
                 ErrorCode.STORAGE_FULL,
                 "the sandbox's disk is full; nothing was run",
-                hint="Create a sandbox of a larger size.",
+                hint="Delete what is not needed with a short command, or create a sandbox of a larger size.",
             )
         case "folder":
             return ToolFailure(
@@ -273,7 +273,7 @@ def _refused(refusal: Refusal, script: Script) -> Exception:
             )
         case kind:
             # The upload was lost, or no process could be started. Another attempt may do.
-            return _torn(f"the command was not started ({kind})")
+            return _torn(f"the command was not started ({kind}) {refusal.detail[:300]}".rstrip())
 
 
 def _torn(why: str) -> ApplicationError:

@@ -49,7 +49,8 @@ _ERROR_LINE = re.compile(
 _EXIT_HINTS = {
     126: "Exit code 126: the command was found but is not executable.",
     127: "Exit code 127: a command was not found. Install it, or check its name and the PATH.",
-    137: "Exit code 137: killed by SIGKILL, mostly because the sandbox ran out of memory. Use a larger size.",
+    137: "Exit code 137: killed by SIGKILL, mostly because the sandbox ran out of memory or of disk. "
+    "Delete what is not needed, or use a larger size.",
     139: "Exit code 139: crashed with a segmentation fault.",
     141: "Exit code 141: wrote to a pipe that nobody read any more.",
     143: "Exit code 143: ended by SIGTERM.",
@@ -82,7 +83,7 @@ def exec_result(call_id: str, report: CallReport, detail: OutputDetail, *, asked
         stderr_bytes=report.stderr.size,
         duration_ms=_duration_ms(report),
         call_id=call_id,
-        hint=_hint(ended, report.exit_code, truncated=truncated, detail=detail),
+        hint=_hint(ended, report, truncated=truncated, detail=detail),
     )
 
 
@@ -243,8 +244,9 @@ def _duration_ms(report: CallReport) -> int | None:
     return max(0, report.ended - report.began) * 10
 
 
-def _hint(status: str, exit_code: int | None, *, truncated: bool, detail: OutputDetail) -> str | None:
+def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDetail) -> str | None:
     hints = []
+    exit_code = report.exit_code
     match status:
         case "timed_out":
             hints.append(
@@ -260,6 +262,11 @@ def _hint(status: str, exit_code: int | None, *, truncated: bool, detail: Output
             )
         case _ if exit_code is not None and exit_code in _EXIT_HINTS:
             hints.append(_EXIT_HINTS[exit_code])
+    if report.disk_was_full:
+        hints.append(
+            "The sandbox's disk was full: output of the command, and what it wrote, may be missing. "
+            "Delete what is not needed, or use a larger sandbox."
+        )
     if truncated and detail != "full":
         hints.append("Output was left out; ask for more with `output`, or write it to a file and read parts of it.")
     elif truncated:

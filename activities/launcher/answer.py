@@ -49,6 +49,8 @@ class CallReport:
     fingerprint: str | None = None
     stdout: Captured = field(default_factory=Captured)
     stderr: Captured = field(default_factory=Captured)
+    disk_was_full: bool = False
+    """Whether nothing could be written when the command began or ended: then output may be missing."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def _answer(clock: int, lines: list[str]) -> Answer:
                 reports[-1] = replace(reports[-1], stdout=_captured(words, payload))
             case "@stderr":
                 reports[-1] = replace(reports[-1], stderr=_captured(words, payload))
+            case "@full":
+                reports[-1] = replace(reports[-1], disk_was_full=True)
             case "@error":
                 refusal = Refusal(words[1], " ".join([*words[2:], *payload]))
             case unknown:

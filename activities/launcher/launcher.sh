@@ -6,9 +6,11 @@
 #   lock                      made exclusively by the one process that runs the command; holds the script's hash
 #   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
 #   stdout stderr             what the command wrote, byte for byte
-#   script                    the script, when it is too large for a variable
+#   script.PID                the script, when it is too large for a variable
 #   ending.REASON.GRACE       somebody ends the command: timed_out or cancelled
 #   ended.CODE.BORN.ENDED.REASON   how it ended
+#   room                      empty; written to when there is a need to know whether anything can be
+#   full                      it could not be, so output may be missing
 #
 # What must never be half written is said by the name of an empty file: making one is atomic, needs no process,
 # and works on a full disk. Whether a command still runs is asked of its owner's pid *and* time of birth.
@@ -151,6 +153,7 @@ sd_tell() {
     read -r sd_hash sd_rest <"$sd_folder/lock"
     echo "@call $sd_call $sd_state $sd_code $sd_began $sd_ended $sd_reason ${sd_hash:--}"
     case $sd_state in ended | interrupted)
+        [ -e "$sd_folder/full" ] && echo "@full"
         sd_tell_file stdout "$sd_folder/stdout" "$sd_stdout_window"
         sd_tell_file stderr "$sd_folder/stderr" "$sd_stderr_window"
         ;;
@@ -273,12 +276,18 @@ sd_nap_for() {
 # Runs the command if nobody has. Descriptor 7 leads to the request that started us.
 sd_own() {
     sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5
-    sd_take_lock || exit 0
+    if [ "$SANDHOLD_UPLOAD" ]; then
+        sd_move_script || exit 0
+    fi
+    if ! sd_take_lock; then
+        [ "$SANDHOLD_UPLOAD" ] && rm -f "$sd_script"
+        exit 0
+    fi
     sd_began=$sd_born sd_starter=$sd_parent
     printf '%s\n' "$sd_hash" >"$sd_folder/lock"
+    sd_look_for_room
     if [ "$SANDHOLD_UPLOAD" ]; then
-        mv "$SANDHOLD_UPLOAD" "$sd_folder/script"
-        set -- "$sd_folder/script"
+        set -- "$sd_script"
     else
         set -- -c "$SANDHOLD_SCRIPT"
     fi
@@ -299,12 +308,33 @@ sd_own() {
     fi
 
     sd_is_ending && sd_sweep "$sd_left"
+    sd_look_for_room
     sd_clock
     sd_publish "$sd_code.$sd_began.$sd_now.$sd_reason"
     trap '' PIPE
     echo done >&7
     kill "$sd_watcher"
     wait "$sd_watcher"
+}
+
+# Moves the uploaded script to where it is run from; fails when it does not arrive whole, and tells the request why.
+# That comes before the lock: what cannot be run as a whole is not started.
+sd_move_script() {
+    sd_folder=$sd_home/calls/$sd_call
+    sd_script=$sd_folder/script.$$
+    sd_why=$(mkdir -p "$sd_folder" 2>&1 && LC_ALL=C mv "$SANDHOLD_UPLOAD" "$sd_script" 2>&1) && return
+    rm -f "$sd_script"
+    echo "unmoved $sd_why" >&7
+    return 1
+}
+
+# Notes when the disk is full: what the command writes is lost then, and most programs do not say so.
+sd_look_for_room() {
+    if printf . >"$sd_folder/room"; then
+        printf '' >"$sd_folder/room"
+    else
+        printf '' >"$sd_folder/full"
+    fi
 }
 
 # Takes the lock of the call sd_call for this process, once and for all; fails when somebody has it.
@@ -362,7 +392,7 @@ sd_start() {
         sd_launch "$@" && return
         sd_look "$1"
         if [ "$sd_state" = absent ]; then
-            if sd_why=$(mkdir -p "$sd_folder" 2>&1); then
+            if sd_why=$(LC_ALL=C mkdir -p "$sd_folder" 2>&1); then
                 echo "@error not_started"
             else
                 echo "@error folder $sd_why"
@@ -400,8 +430,14 @@ sd_launch() {
         : # without a command after it, some shells would become the owner instead of waiting for it
     } | {
         [ -d "$sd_folder" ] || mkdir -p "$sd_folder" # while the owner's shell starts, which needs it first
-        read -r sd_word sd_pid || exit 1
-        [ "$sd_word" = late ] && kill -9 "$sd_pid"
+        read -r sd_word sd_rest || exit 1
+        case $sd_word in
+        unmoved)
+            echo "@error script $sd_rest"
+            exit
+            ;;
+        late) kill -9 "$sd_rest" ;;
+        esac
         sd_look "$1"
         sd_tell
     }
@@ -483,7 +519,7 @@ own)
     case $sd_request in
     start)
         sd_start "$@"
-        # Our owner, if it won, has moved the upload before it let us go on.
+        # Our owner has moved the upload before it let us go on, if it could.
         [ "$SANDHOLD_UPLOAD" ] && rm -f "$SANDHOLD_UPLOAD"
         ;;
     follow) sd_follow "$@" ;;
