@@ -1,5 +1,5 @@
 """Session storage: one prefix per session in a local folder or an object store."""
 
-from sandhold.storage.session import SessionStorage, StorageError
+from sandhold.storage.session import DocumentMissing, SessionStorage, StorageError
 
-__all__ = ["SessionStorage", "StorageError"]
+__all__ = ["DocumentMissing", "SessionStorage", "StorageError"]
