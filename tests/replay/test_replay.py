@@ -9,6 +9,7 @@ import pytest
 from temporalio.client import WorkflowHistory
 
 from tests.replay.fingerprints import FILE, fingerprint, fingerprints
+from tests.replay.scenarios import SCENARIOS
 from tests.stack import replayer
 
 RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
@@ -18,6 +19,12 @@ RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
 async def test_recorded_histories_replay(path: Path) -> None:
     document = json.loads(path.read_text())
     await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_is_recorded(scenario: str) -> None:
+    name = scenario.replace("_", "-")
+    assert [path for path in RECORDED if f"-{name}-" in path.name], f"make histories NAME=... has not run {scenario}"
 
 
 async def test_a_changed_order_of_commands_would_be_noticed() -> None:
