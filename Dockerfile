@@ -2,13 +2,13 @@
 # The worker's image. The Python version is the one that the tests run on.
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-COPY requirements.lock /build/
+COPY requirements-server.lock /build/
 RUN python -m venv /opt/sandhold \
-    && /opt/sandhold/bin/pip install --no-deps --require-hashes -r /build/requirements.lock
+    && /opt/sandhold/bin/pip install --no-deps --require-hashes -r /build/requirements-server.lock
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin sandhold \
-    && install --directory --owner sandhold --group sandhold --mode 0700 /data
+    && install --directory --owner sandhold --group sandhold --mode 0755 /data
 COPY --from=build /opt/sandhold /opt/sandhold
 COPY LICENSE worker.py /app/
 COPY sandhold /app/sandhold
@@ -20,6 +20,7 @@ ENV PATH=/opt/sandhold/bin:$PATH \
     SANDHOLD_DATA_DIR=/data \
     SANDHOLD_HEALTH_ADDRESS=127.0.0.1:8081
 WORKDIR /app
+# Another user can be named when the container is started: it needs to write in /data/storage alone.
 USER 10001:10001
 VOLUME /data
 # Healthy means that Temporal sees this worker poll both of its queues.

@@ -37,6 +37,9 @@ test: setup ## Pass all tests
 histories: setup ## Record the main scenarios for the replay tests, once per release: make histories NAME=v2
 	$(BIN)/python -m tests.replay.record $(NAME)
 
+bench: setup ## Measure what a call costs here: make bench BENCH="--long --json FILE"
+	@exec $(BIN)/python -m bench $(BENCH)
+
 check: setup ## Lint, type-check strictly, check import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,9 +51,11 @@ format: setup ## Format and apply safe fixes
 	$(BIN)/ruff check --fix .
 
 lock: setup ## Compile the lock files again from pyproject.toml (hashes, no addresses)
-	@for target in "requirements.lock" "requirements-dev.lock --group dev -c requirements.lock"; do \
+	@for target in "requirements.lock --extra server --extra local" \
+			"requirements-server.lock --extra server -c requirements.lock" \
+			"requirements-dev.lock --extra server --extra local --group dev -c requirements.lock"; do \
 		set -- $$target; out=$$1; shift; \
-		$(BIN)/uv pip compile --quiet pyproject.toml --extra server --extra local "$$@" --generate-hashes \
+		$(BIN)/uv pip compile --quiet pyproject.toml "$$@" --generate-hashes \
 			--no-emit-index-url --no-header --universal --python-version 3.11 -o "$$out" || exit 1; \
 	done
 

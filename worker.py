@@ -213,30 +213,42 @@ async def serve(settings: Settings) -> None:
                 PolledQueue(calls.task_queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
                 PolledQueue(followers.task_queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
             ],
+            settings.build_id,
         )
         url = await resources.enter_async_context(health_endpoint(settings.health_address, probe))
-        await _run_until(stop, probe, url, calls, followers)
+        await run_until(stop, probe, url, calls, followers)
 
 
-async def _run_until(stop: asyncio.Event, probe: WorkerProbe, url: str, *workers: Worker) -> None:
+async def run_until(stop: asyncio.Event, probe: WorkerProbe, url: str, *workers: Worker) -> None:
+    """Run the workers, and say `ready` once, until `stop` is set; running activities have finished then.
+
+    Raises what ended a worker, or the probe, that nobody asked to end; the workers are stopped then as well.
+    """
     running = [asyncio.create_task(worker.run()) for worker in workers]
     ready = asyncio.create_task(_announce(probe, url))
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    ended, _ = await asyncio.wait([*running, ready, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if ended == {ready} and ready.exception() is None:
+        await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping", asked=stop.is_set())
     probe.stopping = True
     ready.cancel()
     stopping.cancel()
     await asyncio.gather(*(worker.shutdown() for worker in workers))
-    # Raises what ended a worker that nobody asked to end.
     await asyncio.gather(*running)
+    await asyncio.wait([ready])
+    if not ready.cancelled():
+        ready.result()
 
 
 async def _announce(probe: WorkerProbe, url: str) -> None:
     """Say `ready` once Temporal sees every queue polled."""
-    while not (await probe()).ok:  # noqa: ASYNC110 - Temporal tells no event of ours
+    while not (health := await probe()).ok:  # noqa: ASYNC110 - Temporal tells no event of ours
         await asyncio.sleep(0.05)
-    log.info("ready", health=url)
+    if health.status == "ok":
+        log.info("ready", health=url)
+    else:
+        log.warning("ready", health=url, reason=health.reason)
     print(f"ready {url}", flush=True)  # noqa: T201 - the one line that a supervisor waits for
 
 

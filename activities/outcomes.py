@@ -15,7 +15,7 @@ from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import ToolName, call_folder
 from sandhold.contracts.steps import CallStep, CommandProgress
 from sandhold.contracts.tools import ExecResult, parse_arguments
-from sandhold.storage import SessionStorage, StorageError
+from sandhold.storage import DocumentMissing, SessionStorage, StorageError
 
 A = TypeVar("A", bound=Strict)
 
@@ -23,13 +23,21 @@ A = TypeVar("A", bound=Strict)
 async def arguments_of(storage: SessionStorage, step: CallStep, tool: ToolName, model: type[A]) -> A:
     """The typed arguments of a call, wherever they are.
 
-    Raises ToolFailure: `invalid_arguments` when they do not fit the tool, and when a reference does not lead
-    to what was stored under it.
+    Raises ToolFailure: `invalid_arguments` when they do not fit the tool, or are not what was stored under their
+    reference; `internal` when this storage has nothing there, which is the deployment's fault and not the agent's.
     """
     arguments = step.arguments
     if step.arguments_ref is not None:
         try:
             arguments = await storage.get_json(step.ref.session_id, step.arguments_ref)
+        except DocumentMissing as error:
+            raise ToolFailure(
+                ErrorCode.INTERNAL,
+                f"the client stored the arguments, but the worker cannot find them ({error}): "
+                "client and worker seem to see different storages",
+                hint="Set SANDHOLD_STORAGE_URL for the client and the workers so that both reach the same storage; "
+                "then call again under a new call id.",
+            ) from error
         except StorageError as error:
             raise ToolFailure(
                 ErrorCode.INVALID_ARGUMENTS,

@@ -50,7 +50,8 @@ _ERROR_LINE = re.compile(
 _EXIT_HINTS = {
     126: "Exit code 126: the command was found but is not executable.",
     127: "Exit code 127: a command was not found. Install it, or check its name and the PATH.",
-    137: "Exit code 137: killed by SIGKILL, mostly because the sandbox ran out of memory. Use a larger size.",
+    137: "Exit code 137: killed by SIGKILL, mostly because the sandbox ran out of memory or of disk. "
+    "Delete what is not needed, or use a larger size.",
     139: "Exit code 139: crashed with a segmentation fault.",
     141: "Exit code 141: wrote to a pipe that nobody read any more.",
     143: "Exit code 143: ended by SIGTERM.",
@@ -302,6 +303,11 @@ def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDet
             )
         case _ if report.exit_code is not None and report.exit_code in _EXIT_HINTS:
             hints.append(_EXIT_HINTS[report.exit_code])
+    if report.disk_was_full:
+        hints.append(
+            "The sandbox's disk was full: output of the command, and what it wrote, may be missing. "
+            "Delete what is not needed, or use a larger sandbox."
+        )
     if truncated and detail != "full":
         hints.append("Output was left out; read it with `daytona_command`, or ask for more with `output` next time.")
     elif truncated:

@@ -185,7 +185,8 @@ class ProviderAccess:
             return live
         self.forget(ref)
         sandbox = await self.find(ref)
-        if sandbox is None and time_left_s() > self.absence_confirm_s + self.request_timeout_s:
+        going = sandbox is None or sandbox.state in ENDING
+        if going and time_left_s() > self.absence_confirm_s + self.request_timeout_s:
             sandbox = await self.find_or_confirm_lost(ref)
         if sandbox is None or sandbox.state != STARTED:
             raise not_started(ref, "missing" if sandbox is None else state_of(sandbox))

@@ -28,9 +28,11 @@ def start_refused(refusal: Refusal, script: Script) -> Exception:
             )
         case "folder":
             return _folder_refused(refusal.detail, "nothing was run")
+        case "script" if _is_full(refusal.detail):
+            return _disk_full("nothing was run")
         case kind:
             # The upload was lost, or no process could be started.
-            return torn(f"the command was not started ({kind})")
+            return torn(f"the command was not started ({kind}) {refusal.detail[:300]}".rstrip())
 
 
 def sending_refused(refusal: Refusal, call_id: str) -> Exception:
@@ -61,14 +63,22 @@ def sending_refused(refusal: Refusal, call_id: str) -> Exception:
 
 
 def _folder_refused(detail: str, consequence: str) -> ToolFailure:
-    if "space left" in detail or "quota" in detail.lower():
-        return ToolFailure(
-            ErrorCode.STORAGE_FULL,
-            f"the sandbox's disk is full; {consequence}",
-            hint="Delete what is not needed, or create a sandbox of a larger size.",
-        )
+    if _is_full(detail):
+        return _disk_full(consequence)
     return ToolFailure(
         ErrorCode.PERMISSION_DENIED,
         f"the folder for commands cannot be written: {detail[:300]}",
         hint="~/.sandhold must be a directory that the sandbox's user can write to.",
+    )
+
+
+def _is_full(detail: str) -> bool:
+    return "space left" in detail or "quota" in detail.lower()
+
+
+def _disk_full(consequence: str) -> ToolFailure:
+    return ToolFailure(
+        ErrorCode.STORAGE_FULL,
+        f"the sandbox's disk is full; {consequence}",
+        hint="Delete what is not needed with a short command, or create a sandbox of a larger size.",
     )

@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from temporalio.client import WorkflowHistory
 from temporalio.testing import WorkflowEnvironment
 
+from sandhold.client import SandholdError, Session
 from tests.local_daytona_server import LocalDaytona, running_local_daytona
 from tests.stack import Stack, histories, replayer, running_stack, running_temporal
 
+LEFT_OPEN_S = 5.0
+"""How long the sessions that a test left open may take to end before the next test begins."""
+
 
 @pytest.fixture(scope="session")
-async def temporal() -> AsyncIterator[WorkflowEnvironment]:
+def opened() -> list[Session]:
+    """The sessions that were opened through the shared stack, once that is down."""
+    return []
+
+
+@pytest.fixture(scope="session")
+async def temporal(opened: list[Session]) -> AsyncIterator[WorkflowEnvironment]:
     """The development server. At the end every workflow that any test ran is replayed."""
     async with running_temporal() as environment:
         yield environment
-        replayed = await replayer().replay_workflows(histories(environment.client), raise_on_replay_failure=False)
+        found = [history async for history in histories(environment.client)]
+        _nothing_is_missing(found, opened)
+        replayed = await replayer().replay_workflows(_each(found), raise_on_replay_failure=False)
         failures = replayed.replay_failures
         assert not failures, f"{len(failures)} workflows of the tests do not replay: {failures}"
+
+
+def _nothing_is_missing(found: Sequence[WorkflowHistory], opened: Sequence[Session]) -> None:
+    """The replay is of every session that tests opened, and of every sandbox that a session started."""
+    ids = {history.workflow_id for history in found}
+    sandboxes = {
+        event.child_workflow_execution_started_event_attributes.workflow_execution.workflow_id
+        for history in found
+        for event in history.events
+        if event.HasField("child_workflow_execution_started_event_attributes")
+    }
+    missing = ({session.workflow_id for session in opened} | sandboxes) - ids
+    assert not missing, f"the server has no history of {sorted(missing)}: they are not replayed"
+
+
+async def _each(found: Sequence[WorkflowHistory]) -> AsyncIterator[WorkflowHistory]:
+    for history in found:
+        yield history
 
 
 @pytest.fixture(scope="session")
@@ -32,20 +64,34 @@ async def stack_daytona(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
 
 @pytest.fixture(scope="session")
 async def shared_stack(
-    temporal: WorkflowEnvironment, stack_daytona: LocalDaytona, tmp_path_factory: pytest.TempPathFactory
+    temporal: WorkflowEnvironment,
+    stack_daytona: LocalDaytona,
+    tmp_path_factory: pytest.TempPathFactory,
+    opened: list[Session],
 ) -> AsyncIterator[Stack]:
     data_dir = tmp_path_factory.mktemp("data")
     async with running_stack(temporal.client, stack_daytona, data_dir, task_queue="sandhold-tests") as stack:
         yield stack
+        opened += stack.opened
 
 
 @pytest.fixture
 async def stack(shared_stack: Stack) -> AsyncIterator[Stack]:
-    """The stack without faults, and with the sessions that a failed test left behind ended."""
+    """The stack without faults; sessions that the test opened and left open are ended after it."""
     await shared_stack.faults.clear()
     await shared_stack.faults.forget_requests()
+    opened_before = len(shared_stack.opened)
     yield shared_stack
     await shared_stack.faults.clear()
+    await asyncio.gather(*(_end(session) for session in shared_stack.opened[opened_before:]))
+
+
+async def _end(session: Session) -> None:
+    """End the session, so that nothing of it falls into the next test; what takes longer goes on by itself."""
+    try:
+        await session.end("its test is over", timeout=LEFT_OPEN_S)
+    except SandholdError as error:
+        print(f"session {session.session_id} has not ended: {error}")
 
 
 @pytest.fixture

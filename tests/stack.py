@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ class Stack:
     settings: Settings
     sandhold: Sandhold
     deployment: str
+    opened: list[Session] = field(default_factory=list)
+    """Every session that `open` has opened."""
 
     @property
     def faults(self) -> FaultPlan:
@@ -78,7 +80,9 @@ class Stack:
     async def open(self, **policy: Any) -> Session:
         """A new session; short grace and lifecycle bounds unless the policy says otherwise."""
         chosen = {"end_grace_s": 0.5, "lifecycle_timeout_s": 20.0, "create_timeout_s": 30.0, **policy}
-        return await self.sandhold.open_session(f"test-{os.getpid()}-{next(_numbers)}", owner="tests", policy=chosen)
+        session = await self.sandhold.open_session(f"test-{os.getpid()}-{next(_numbers)}", owner="tests", policy=chosen)
+        self.opened.append(session)
+        return session
 
     async def provider_sandboxes(self, session: Session) -> list[Any]:
         """What the provider holds for this session, whatever its state."""

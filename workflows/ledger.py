@@ -21,6 +21,11 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.tools import tool_named
 
 LEDGER_LIMIT = 500
+RUNNING_LIMIT = 400
+"""Calls that may run at once; running ones never leave the ledger."""
+RUNNING_LIMIT_BYTES = 1024 * 1024
+"""Arguments of running calls together: they go along when the workflow continues as new, in one message of which the
+server takes 2 MiB."""
 
 
 class Call:
@@ -28,6 +33,7 @@ class Call:
 
     def __init__(self, entry: LedgerEntry) -> None:
         self.entry = entry
+        self.argument_bytes = argument_bytes(entry.request)
         self.slow = entry.outcome is None
         """Whether to answer `running` instead of waiting any longer; nobody waits for one carried over."""
         self.begun_at = workflow.now()
@@ -48,9 +54,16 @@ class Call:
         self._fresh = outcome
         self.entry.outcome = outcome.for_ledger()
         self.entry.request = None
+        self.argument_bytes = 0
 
     def answered(self) -> bool:
         return self.slow or not self.running
+
+    def forget_arguments(self) -> None:
+        """Drop what the call no longer needs to go on: that it runs, and which tool it is, stays on record."""
+        if self.entry.request is not None:
+            self.entry.request = self.entry.request.model_copy(update={"arguments": None, "arguments_ref": None})
+            self.argument_bytes = 0
 
     def take_outcome(self) -> CallOutcome | None:
         """The outcome, the first time with the whole of a result that the ledger keeps by reference only."""
@@ -87,6 +100,19 @@ class Ledger:
             )
         return call
 
+    def check_room(self, request: CallRequest) -> None:
+        """Raises ToolFailure `quota_exceeded` when too much runs to take another call on."""
+        running = list(self.running())
+        held = sum(call.argument_bytes for call in running) + argument_bytes(request)
+        if len(running) >= RUNNING_LIMIT or held > RUNNING_LIMIT_BYTES:
+            raise ToolFailure(
+                ErrorCode.QUOTA_EXCEEDED,
+                f"{len(running)} calls run already, with {held} bytes of arguments; at most {RUNNING_LIMIT} calls and "
+                f"{RUNNING_LIMIT_BYTES} bytes at once",
+                hint="Wait for running calls to end. Large arguments can go by reference to session storage.",
+                retryable=True,
+            )
+
     def open(self, request: CallRequest) -> Call:
         """Record a new call as running."""
         call = Call(
@@ -117,16 +143,27 @@ class Ledger:
             del self._calls[call_id]
 
 
+def argument_bytes(request: CallRequest | None) -> int:
+    """What the arguments weigh in a message."""
+    return 0 if request is None or request.arguments is None else len(json_bytes(request.arguments))
+
+
+def too_large(request: CallRequest) -> ToolError | None:
+    """Why the arguments may not go any further than the message that brought them; None when they may."""
+    if argument_bytes(request) <= MESSAGE_LIMIT_BYTES:
+        return None
+    return ToolError(
+        code=ErrorCode.TOO_LARGE,
+        message=f"the arguments are larger than {MESSAGE_LIMIT_BYTES} bytes",
+        hint="Put large arguments into session storage and send a reference; the client does so by itself.",
+    )
+
+
 def check_size(request: CallRequest) -> None:
     """Refuse what would burden the history; for update validators, whose refusals are not recorded."""
-    if len(json_bytes(request.arguments)) > MESSAGE_LIMIT_BYTES:
-        raise as_application_error(
-            ToolError(
-                code=ErrorCode.TOO_LARGE,
-                message=f"the arguments are larger than {MESSAGE_LIMIT_BYTES} bytes",
-                hint="Put large arguments into session storage and send a reference; the client does so by itself.",
-            )
-        )
+    error = too_large(request)
+    if error is not None:
+        raise as_application_error(error)
 
 
 def refuse_while_draining(draining: bool) -> None:

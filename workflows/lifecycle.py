@@ -30,6 +30,9 @@ with workflow.unsafe.imports_passed_through():
 STATE_KEY = SearchAttributeKey.for_keyword(STATE_ATTRIBUTE)
 PROVIDER_ID_KEY = SearchAttributeKey.for_keyword(PROVIDER_ID_ATTRIBUTE)
 
+DELETED_BY_CALL = "deleted by a call"
+CREATE_FAILED = "its creation failed"
+CLOSED_FROM_OUTSIDE = "its workflow was closed before the deletion was confirmed"
 Change = Literal["create", "start", "stop", "archive"]
 
 _DURING: dict[Change, SandboxState] = {
@@ -130,6 +133,11 @@ class Lifecycle:
             if operation.error is not None:
                 raise failure_from(operation.error)
 
+    async def look_started(self) -> None:
+        """Have the provider asked whether the sandbox runs, and start it if not, while calls go on using it."""
+        await self._make("start")
+        self.used()
+
     def noticed_stopped(self) -> None:
         """The provider says that it does not run: somebody else stopped it."""
         if self.state is SandboxState.STARTED and self.operation is None:
@@ -181,15 +189,32 @@ class Lifecycle:
         self._kept.state = state
         self._changed()
 
-    def _refuse_if_it_never_will(self) -> None:
-        if self._kept.ending == "lost":
-            assert self._kept.error is not None
-            raise failure_from(self._kept.error)
-        if self._kept.ending is not None:
-            raise ToolFailure(
-                ErrorCode.SESSION_ENDING,
-                f"sandbox {self._start.sandbox_id} is being deleted ({self._kept.ending})",
+    def why_ending(self) -> ToolError | None:
+        """What a call gets to know once the sandbox is to be deleted; None while it is not."""
+        kept, name = self._kept, self._start.sandbox_id
+        if kept.ending is None:
+            return None
+        if kept.ending in {"lost", CREATE_FAILED} and kept.error is not None:
+            return kept.error
+        if kept.ending == DELETED_BY_CALL:
+            hint = "Use another sandbox, or create one."
+            return ToolError(code=ErrorCode.SANDBOX_NOT_FOUND, message=f"sandbox {name} was deleted", hint=hint)
+        if kept.ending == CLOSED_FROM_OUTSIDE:
+            return ToolError(
+                code=ErrorCode.SANDBOX_LOST,
+                message=f"the workflow of sandbox {name} was closed from outside; the sandbox is being deleted",
+                hint="Create a new sandbox.",
             )
+        return ToolError(
+            code=ErrorCode.SESSION_ENDING,
+            message=f"sandbox {name} is being deleted with its session ({kept.ending})",
+            hint="Go on in a new session.",
+        )
+
+    def _refuse_if_it_never_will(self) -> None:
+        ending = self.why_ending()
+        if ending is not None:
+            raise failure_from(ending)
         if self.state is SandboxState.FAILED:
             assert self._kept.error is not None
             raise failure_from(self._kept.error)
@@ -274,7 +299,7 @@ class Lifecycle:
         self._kept.error = error
         if change == "create":
             self._enter(SandboxState.FAILED)
-            self.end("its creation failed")
+            self.end(CREATE_FAILED)
         elif change == "start":
             self._enter(SandboxState.FAILED if signal is SandboxSignal.FAILED else before)
         else:

@@ -8,14 +8,14 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
-from workflows.ledger import Call, Ledger, check_size, envelope, refuse_while_draining
-from workflows.lifecycle import Lifecycle
-from workflows.sandbox_calls import DELETED_BY_CALL, SandboxCalls
-from workflows.waiting import seconds_until, until
+from workflows.ledger import Call, Ledger, check_size, envelope, refuse_while_draining, too_large
+from workflows.lifecycle import CLOSED_FROM_OUTSIDE, DELETED_BY_CALL, Lifecycle, failure_from
+from workflows.sandbox_calls import SandboxCalls
+from workflows.waiting import close_run, reopen_run, seconds_until, until
 
 with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import CallEnvelope, CallOutcome, CallRequest
-    from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
+    from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
     from sandhold.contracts.names import (
         CALL_UPDATE,
         COMMAND_QUERY,
@@ -23,7 +23,6 @@ with workflow.unsafe.imports_passed_through():
         SANDBOX_WORKFLOW,
         STATUS_QUERY,
         SUBMIT_SIGNAL,
-        ToolName,
     )
     from sandhold.contracts.sandboxes import (
         CommandState,
@@ -65,7 +64,7 @@ class Sandbox:
         if start.delete_only:
             # What the closed run had asked of the provider is unknown.
             self._kept.create_requested_at = workflow.now()
-            self._lifecycle.end("its workflow was closed before the deletion was confirmed")
+            self._lifecycle.end(CLOSED_FROM_OUTSIDE)
         elif self._kept.runs == 0:
             self._create()
         self._kept.runs += 1
@@ -83,7 +82,7 @@ class Sandbox:
     async def call(self, request: CallRequest) -> CallEnvelope:
         """Carry out a tool call; answers within ANSWER_WITHIN_S, with status `running` when it goes on."""
         try:
-            call = self._calls.admit(request, self._kept.ending)
+            call = self._calls.admit(request)
         except ToolFailure as failure:
             return self._envelope(request, CallOutcome(error=failure.error))
         return self._envelope(call.entry, await self._calls.answer(call))
@@ -92,12 +91,19 @@ class Sandbox:
     def _check_call(self, request: CallRequest) -> None:
         refuse_while_draining(self._draining)
         check_size(request)
+        # At no cost in history: a deletion that hangs can meet any number of calls.
+        refused = self._calls.refusal(request)
+        if refused is not None:
+            raise as_application_error(refused)
 
     @workflow.signal(name=SUBMIT_SIGNAL)
     def submit(self, request: CallRequest) -> None:
         """Carry out a tool call whose result is read by the query `result`."""
         try:
-            self._calls.admit(request, self._kept.ending)
+            large = too_large(request)
+            if large is not None:
+                raise failure_from(large)
+            self._calls.admit(request)
         except ToolFailure as failure:
             self._ledger.refuse(request, failure.error)
 
@@ -220,13 +226,21 @@ class Sandbox:
         Running calls go along: they live in the ledger, not in handlers.
         """
         self._draining = True
-        await self._main_until(lambda: workflow.all_handlers_finished() and self._lifecycle.operation is None)
-        if self._kept.ending is not None:
-            self._draining = False
-            return
+        while True:
+            await self._main_until(self._is_drained)
+            await close_run()
+            if self._kept.ending is None and self._is_drained():
+                break
+            reopen_run()
+            if self._kept.ending is not None:
+                self._draining = False
+                return
         self._kept.ledger = self._ledger.entries()
         self._kept.commands = self._calls.commands.records()
         workflow.continue_as_new(self._start.model_copy(update={"carried": self._kept}))
+
+    def _is_drained(self) -> bool:
+        return workflow.all_handlers_finished() and self._lifecycle.operation is None
 
     async def _end(self) -> SandboxOutcome:
         """Let calls end, cancel what is left, delete, and complete on confirmed absence only."""
@@ -236,6 +250,7 @@ class Sandbox:
             await self._main_await(self._delete())
         self._calls.finish_all(self._last_outcome)
         await self._main_until(workflow.all_handlers_finished)
+        await close_run()
         self._tell_operators()
         return SandboxOutcome(
             sandbox_id=self._start.sandbox_id,
@@ -262,10 +277,10 @@ class Sandbox:
         return "deleted" if created else "failed"
 
     def _last_outcome(self, call: Call) -> CallOutcome:
+        if call.entry.request is not None and call.entry.request.deletes:
+            return self._calls.managed("delete")
         if self._kept.state is SandboxState.LOST and self._kept.error is not None:
             return CallOutcome(error=self._kept.error)
-        if call.entry.tool == ToolName.MANAGE_SANDBOX and self._kept.ending == DELETED_BY_CALL:
-            return self._calls.managed("delete")
         return CallOutcome(
             error=ToolError(
                 code=ErrorCode.CANCELLED,

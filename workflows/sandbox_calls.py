@@ -11,7 +11,7 @@ from temporalio.exceptions import ActivityError
 from workflows.command_calls import CommandCalls
 from workflows.commands import Commands, output_files
 from workflows.ledger import Call, Ledger, check_identity
-from workflows.lifecycle import Change, Lifecycle, failure_from
+from workflows.lifecycle import DELETED_BY_CALL, Change, Lifecycle, failure_from
 from workflows.steps import error_of, signal_of, step_in_two_tries
 from workflows.waiting import until
 
@@ -35,7 +35,6 @@ with workflow.unsafe.imports_passed_through():
         parse_arguments,
     )
 
-DELETED_BY_CALL = "deleted by a call"
 _LAST_WORDS_S = 15.0
 """How long a killed command may take to report what it wrote."""
 
@@ -76,7 +75,14 @@ class SandboxCalls:
             if call.entry.request is not None and call.entry.tool != ToolName.CREATE_SANDBOX:
                 self._begin(call)
 
-    def admit(self, request: CallRequest, ending: str | None) -> Call:
+    def refusal(self, request: CallRequest) -> ToolError | None:
+        """Why the sandbox as it is takes no new call; None when it does, or knows this one."""
+        ending = self._lifecycle.why_ending()
+        if ending is None or request.call_id in self._ledger or request.deletes:
+            return None
+        return ending
+
+    def admit(self, request: CallRequest) -> Call:
         """Take a call on, or find it again. Raises ToolFailure with what is wrong with it.
 
         No await: once this returns, the call counts as running.
@@ -88,8 +94,10 @@ class SandboxCalls:
         self._check_target(request)
         if request.arguments_ref is None:
             parse_arguments(ToolName(request.tool), request.arguments)
-        if ending is not None:
-            raise ToolFailure(ErrorCode.SESSION_ENDING, f"sandbox {self._start.sandbox_id} is ending ({ending})")
+        refused = self.refusal(request)
+        if refused is not None:
+            raise failure_from(refused)
+        self._ledger.check_room(request)
         call = self._ledger.open(request)
         self._lifecycle.used()
         self._changed_calls()
@@ -249,6 +257,7 @@ class SandboxCalls:
     async def _end_of(self, call: Call) -> CallOutcome:
         """The outcome of a command that is followed: its end finishes the call."""
         call.slow = True
+        call.forget_arguments()
         self._inside.add(call.call_id)
         await until(lambda: not call.running)
         assert call.entry.outcome is not None
@@ -270,8 +279,12 @@ class SandboxCalls:
         lifecycle = self._lifecycle
         if asked.action == "delete":
             lifecycle.end(DELETED_BY_CALL)
-            await self._promptly(call, _forever_until(lambda: lifecycle.state is SandboxState.DELETED))
+            gone = {SandboxState.DELETED, SandboxState.LOST}
+            await self._promptly(call, _forever_until(lambda: lifecycle.state in gone))
             return self.managed("delete")
+        if asked.action == "start" and lifecycle.operation is None and lifecycle.state is SandboxState.STARTED:
+            await self._promptly(call, lifecycle.look_started())
+            return self.managed("start")
         if lifecycle.state in {SandboxState.CREATING, SandboxState.STARTING}:
             await self._promptly(call, lifecycle.ensure_started())
         change = _CHANGES[asked.action]

@@ -7,43 +7,32 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
-from temporalio.exceptions import (
-    ActivityError,
-    ApplicationError,
-    ChildWorkflowError,
-    FailureError,
-    WorkflowAlreadyStartedError,
-)
-from temporalio.workflow import ChildWorkflowHandle, ParentClosePolicy
+from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 
 from workflows.admission import new_book
-from workflows.ledger import Ledger, check_identity, check_size, envelope, refuse_while_draining
+from workflows.children import OWNER_KEY, SESSION_KEY, STATE_KEY, Child, Children
+from workflows.ledger import Ledger, check_identity, check_size, envelope, refuse_while_draining, too_large
+from workflows.lifecycle import failure_from
 from workflows.sandbox import markdown_table
 from workflows.steps import PROMPT, error_of
-from workflows.waiting import seconds_until, until
+from workflows.waiting import close_run, reopen_run, seconds_until, until
 
 with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import CallEnvelope, CallOutcome, CallRequest
-    from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
+    from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
     from sandhold.contracts.names import (
         CALL_UPDATE,
         END_UPDATE,
-        OWNER_ATTRIBUTE,
         RESULT_QUERY,
-        SANDBOX_ATTRIBUTE,
-        SANDBOX_WORKFLOW,
-        SESSION_ATTRIBUTE,
         SESSION_TOOLS,
         SESSION_WORKFLOW,
-        STATE_ATTRIBUTE,
         STATUS_QUERY,
         SUBMIT_SIGNAL,
         Activity,
         ToolName,
         sandbox_workflow_id,
     )
-    from sandhold.contracts.sandboxes import LedgerEntry, SandboxOutcome, SandboxStart, SandboxState, SandboxStatus
+    from sandhold.contracts.sandboxes import LedgerEntry, SandboxOutcome, SandboxStart, SandboxStatus
     from sandhold.contracts.sessions import (
         EndAnswer,
         EndedSandbox,
@@ -57,32 +46,29 @@ with workflow.unsafe.imports_passed_through():
         SessionStatus,
         listed,
         shown_sandboxes,
+        why_gone,
     )
     from sandhold.contracts.steps import SandboxStatusesStep
-    from sandhold.contracts.tools import CreateSandboxArguments, ListSandboxesArguments, parse_arguments
-
-OWNER_KEY = SearchAttributeKey.for_keyword(OWNER_ATTRIBUTE)
-SESSION_KEY = SearchAttributeKey.for_keyword(SESSION_ATTRIBUTE)
-SANDBOX_KEY = SearchAttributeKey.for_keyword(SANDBOX_ATTRIBUTE)
-STATE_KEY = SearchAttributeKey.for_keyword(STATE_ATTRIBUTE)
+    from sandhold.contracts.tools import (
+        CreateSandboxArguments,
+        ListSandboxesArguments,
+        ManageSandboxResult,
+        parse_arguments,
+    )
 
 FULL_AT_EVENTS = 20_000
 """Beyond this no more creates are admitted: a session with open sandboxes cannot continue as new."""
 RENEW_AT_EVENTS = 2_000
 """Beyond this a session without open sandboxes continues as new."""
-_RECHECK_S = 60.0
-_RESTART_S = 5.0
+_RECHECK_FIRST_S, _RECHECK_MOST_S = 60.0, 3600.0
 _FORWARDED_LIMIT = 500
-
-Child = ChildWorkflowHandle[object, SandboxOutcome]
 
 
 @workflow.defn(name=SESSION_WORKFLOW)
 class AgentSession:
     """The life of one agent session.
 
-    Calls on a sandbox go to the sandbox's own workflow. The session is the parent of those workflows, and
-    their parent-close policy makes the server itself cancel them when the session is terminated or times out.
+    Calls on a sandbox go to the sandbox's own workflow, which is a child of this one.
     """
 
     @workflow.init
@@ -91,13 +77,13 @@ class AgentSession:
         now = workflow.now()
         self._kept = start.carried or SessionCarried(created_at=now, last_used_at=now)
         self._ledger = Ledger(self._kept.ledger)
-        self._children: dict[str, Child] = {}
+        self._children = Children(start.session_id, self._sandbox_ended)
         self._inbox: list[CallRequest] = []
         self._emptying = False
-        self._forwarded: dict[str, str] = {}
         self._ending: str | None = None
         self._draining = False
         self._recheck_at: datetime | None = None
+        self._recheck_s = _RECHECK_FIRST_S
 
     @workflow.run
     async def run(self, start: SessionStart) -> SessionOutcome:
@@ -119,10 +105,18 @@ class AgentSession:
     def _check_call(self, request: CallRequest) -> None:
         refuse_while_draining(self._draining)
         check_size(request)
+        # What is not for this workflow is refused at no cost in its history.
+        refused = self._refusal(request)
+        if refused is not None:
+            raise as_application_error(refused)
 
     @workflow.signal(name=SUBMIT_SIGNAL)
     def submit(self, request: CallRequest) -> None:
         """Carry out a call, or pass it on to its sandbox; its result is read by the query `result`."""
+        large = too_large(request)
+        if large is not None:
+            self._ledger.refuse(request, large)
+            return
         self._inbox.append(request)
         asyncio.create_task(self._empty_inbox())  # noqa: RUF006 - the event loop of a workflow keeps its tasks
 
@@ -143,10 +137,20 @@ class AgentSession:
         call = self._ledger.get(call_id)
         if call is not None:
             return self._envelope(call.entry, call.entry.outcome)
-        if call_id in self._forwarded:
-            entry = LedgerEntry(call_id=call_id, tool="", fingerprint="", asked_at=self._kept.created_at)
-            return envelope(self._start.session_id, self._forwarded[call_id], entry, None)
-        return None
+        sandbox_id = self._kept.forwarded.get(call_id)
+        if sandbox_id is None:
+            return None
+        entry = LedgerEntry(call_id=call_id, tool="", fingerprint="", asked_at=self._kept.created_at)
+        if sandbox_id in self._open_ids():
+            return envelope(self._start.session_id, sandbox_id, entry, None)
+        target = sandbox_workflow_id(self._start.session_id, sandbox_id)
+        ended = ToolError(
+            code=ErrorCode.WRONG_TARGET,
+            message=f"the call was passed on to sandbox {sandbox_id}, which has ended",
+            workflow_id=target,
+            hint=f"Ask {target} what became of it.",
+        )
+        return envelope(self._start.session_id, sandbox_id, entry, CallOutcome(error=ended))
 
     @workflow.query(name=STATUS_QUERY)
     def status(self) -> SessionStatus:
@@ -178,11 +182,13 @@ class AgentSession:
 
     async def _new_call(self, request: CallRequest) -> CallEnvelope:
         tool = ToolName(request.tool)
-        if tool not in SESSION_TOOLS:
-            raise self._misdirected(request)
+        if tool not in SESSION_TOOLS and self._asks_to_delete_what_is_gone(request):
+            deleted = ManageSandboxResult.deleted(self._sandbox_of(request) or "")
+            return self._envelope(request, CallOutcome(result=deleted.model_dump(mode="json")))
+        refused = self._refusal(request)
+        if refused is not None:
+            raise failure_from(refused)
         arguments = parse_arguments(tool, request.arguments)
-        if self._ending is not None:
-            raise ToolFailure(ErrorCode.SESSION_ENDING, f"session {self._start.session_id} is ending ({self._ending})")
         self._kept.last_used_at = workflow.now()
         if isinstance(arguments, CreateSandboxArguments):
             return await self._create(request, arguments)
@@ -201,7 +207,7 @@ class AgentSession:
         book = new_book(self._kept, self._start.policy, request, arguments, workflow.now())
         call = self._ledger.open(request)
         try:
-            await self._start_child(self._sandbox_start(book, request, arguments))
+            await self._children.start(self._sandbox_start(book, request, arguments))
         except WorkflowAlreadyStartedError:
             self._kept.sandboxes.remove(book)
             error = ToolError(
@@ -220,7 +226,7 @@ class AgentSession:
         self, book: SessionSandbox, request: CallRequest, arguments: CreateSandboxArguments
     ) -> SandboxStart:
         policy = self._start.policy
-        named = "auto_stop_minutes" in arguments.model_fields_set
+        auto_stop = arguments.auto_stop_minutes
         return SandboxStart(
             session_id=self._start.session_id,
             sandbox_id=book.sandbox_id,
@@ -229,74 +235,16 @@ class AgentSession:
             policy=policy,
             created_at=book.created_at,
             arguments=arguments,
-            idle_stop_s=arguments.auto_stop_minutes * 60.0 if named else policy.idle_stop_s,
+            idle_stop_s=policy.idle_stop_s if auto_stop is None else auto_stop * 60.0,
             create_call=request,
         )
 
-    async def _start_child(self, start: SandboxStart) -> None:
-        state = SandboxState.DELETING if start.delete_only else SandboxState.CREATING
-        child = await workflow.start_child_workflow(
-            SANDBOX_WORKFLOW,
-            start,
-            id=sandbox_workflow_id(start.session_id, start.sandbox_id),
-            result_type=SandboxOutcome,
-            parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            search_attributes=TypedSearchAttributes(
-                [
-                    SearchAttributePair(OWNER_KEY, start.owner),
-                    SearchAttributePair(SESSION_KEY, start.session_id),
-                    SearchAttributePair(SANDBOX_KEY, start.sandbox_id),
-                    SearchAttributePair(STATE_KEY, state.value),
-                ]
-            ),
-            static_summary=f"sandbox {start.sandbox_id} of session {start.session_id} for {start.owner}",
-        )
-        self._children[start.sandbox_id] = child
-        asyncio.create_task(self._watch(start, child))  # noqa: RUF006 - the event loop of a workflow keeps its tasks
-        if self._ending is not None:
-            self._cancel(start.sandbox_id)
-
-    def _cancel(self, sandbox_id: str) -> None:
-        asyncio.create_task(self._request_cancel(sandbox_id))  # noqa: RUF006 - the event loop of a workflow keeps its tasks
-
-    async def _request_cancel(self, sandbox_id: str) -> None:
-        """Ask the sandbox's workflow to delete and complete.
-
-        By its id alone: the child's own handle cancels the run that was started, and the server grants that
-        without effect once the child has continued as new (server 1.32.0, measured).
-        """
-        owner = workflow.get_external_workflow_handle(sandbox_workflow_id(self._start.session_id, sandbox_id))
-        try:
-            await owner.cancel()
-        except FailureError as failure:
-            # It has just closed: then the watch on it decides.
-            workflow.logger.info("sandbox workflow took no cancellation", extra={"error": str(failure)})
-
-    async def _watch(self, start: SandboxStart, child: Child) -> None:
-        """Note how the sandbox ended. One that closed without a confirmed deletion gets a new owner to delete it."""
-        try:
-            outcome = await child
-        except ChildWorkflowError:
-            del self._children[start.sandbox_id]
-            await self._delete_in_its_place(start.model_copy(update={"delete_only": True, "carried": None}))
-            return
-        del self._children[start.sandbox_id]
+    def _sandbox_ended(self, start: SandboxStart, outcome: SandboxOutcome) -> None:
         for book in self._kept.sandboxes:
             if book.sandbox_id == start.sandbox_id:
                 book.ended, book.reason, book.error = outcome.outcome, outcome.reason, outcome.error
         self._settle_create(start, outcome)
         self._tell_operators()
-
-    async def _delete_in_its_place(self, start: SandboxStart) -> None:
-        while True:
-            try:
-                await self._start_child(start)
-            except WorkflowAlreadyStartedError:
-                # Somebody else's workflow has the id: the provider's sandbox is still ours to delete.
-                await until(lambda: False, timeout_s=_RESTART_S)
-            else:
-                return
 
     def _settle_create(self, start: SandboxStart, outcome: SandboxOutcome) -> None:
         """A create entry is answered by the sandbox while it lives; after that the session has the last word."""
@@ -307,31 +255,34 @@ class AgentSession:
             )
             call.finish(CallOutcome(error=error))
 
-    def _misdirected(self, request: CallRequest) -> ToolFailure:
+    def _refusal(self, request: CallRequest) -> ToolError | None:
+        """Why the session as it is takes no such call; None when it does, knows this one, or has to look closer."""
+        if request.call_id in self._ledger or request.tool not in set(ToolName):
+            return None
+        if request.tool in SESSION_TOOLS:
+            if self._ending is None:
+                return None
+            message = f"session {self._start.session_id} is ending ({self._ending})"
+            return ToolError(code=ErrorCode.SESSION_ENDING, message=message)
         named = self._sandbox_of(request)
-        if named is None or named not in self._open_ids():
-            return self._unknown_sandbox(named)
+        if named is None:
+            return ToolError(code=ErrorCode.INVALID_ARGUMENTS, message="sandbox_id: Field required")
+        if self._asks_to_delete_what_is_gone(request):
+            return None
+        if named not in self._open_ids():
+            return why_gone(named[:63], self._kept.sandboxes)
         target = sandbox_workflow_id(self._start.session_id, named)
-        return ToolFailure(
-            ErrorCode.WRONG_TARGET,
-            f"{request.tool} is a call of the sandbox",
+        return ToolError(
+            code=ErrorCode.WRONG_TARGET,
+            message=f"{request.tool} is a call of the sandbox",
             workflow_id=target,
             hint=f"Send it to {target}.",
         )
 
-    def _unknown_sandbox(self, named: str | None) -> ToolFailure:
-        if named is None:
-            return ToolFailure(ErrorCode.INVALID_ARGUMENTS, "sandbox_id: Field required")
-        for book in self._kept.sandboxes:
-            if book.sandbox_id == named and book.ended == "lost" and book.error is not None:
-                return ToolFailure(**book.error.model_dump())
-        ids = self._open_ids()
-        return ToolFailure(
-            ErrorCode.SANDBOX_NOT_FOUND,
-            f"this session has no sandbox {named[:63]!r}",
-            sandbox_ids=ids,
-            hint=f"Its sandboxes are: {', '.join(ids)}." if ids else "Create one with daytona_create_sandbox.",
-        )
+    def _asks_to_delete_what_is_gone(self, request: CallRequest) -> bool:
+        named = self._sandbox_of(request)
+        ended = any(book.sandbox_id == named and book.ended is not None for book in self._kept.sandboxes)
+        return ended and request.deletes
 
     @staticmethod
     def _sandbox_of(request: CallRequest) -> str | None:
@@ -351,7 +302,7 @@ class AgentSession:
         self._emptying = False
 
     async def _take_in(self, request: CallRequest) -> None:
-        if request.call_id in self._forwarded:
+        if request.call_id in self._kept.forwarded:
             return
         named = self._sandbox_of(request) or ""
         child = self._children.get(named)
@@ -369,9 +320,10 @@ class AgentSession:
             await child.signal(SUBMIT_SIGNAL, request)
         except ApplicationError:
             return False
-        self._forwarded[request.call_id] = sandbox_id
-        for call_id in list(self._forwarded)[:-_FORWARDED_LIMIT]:
-            del self._forwarded[call_id]
+        forwarded = self._kept.forwarded
+        forwarded[request.call_id] = sandbox_id
+        for call_id in list(forwarded)[:-_FORWARDED_LIMIT]:
+            del forwarded[call_id]
         return True
 
     # The life.
@@ -386,7 +338,9 @@ class AgentSession:
                 timeout_summary="looks whether the session is idle or at its maximum lifetime",
             )
         except TimeoutError:
-            await self._main_until(asyncio.create_task(self._look_at_deadlines()).done)
+            looking = asyncio.create_task(self._look_at_deadlines())
+            await self._main_until(looking.done)
+            looking.result()
         except asyncio.CancelledError:
             self._ending = self._ending or "cancelled"
 
@@ -399,14 +353,16 @@ class AgentSession:
             return
         statuses = await self._ask_sandboxes()
         if any(status is None for status in statuses.values()):
-            # What cannot be asked may be in use: look again soon.
-            self._recheck_at = workflow.now() + timedelta(seconds=min(_RECHECK_S, self._start.policy.session_idle_s))
+            # What cannot be asked may be in use: look again soon, and less and less often.
+            pause_s = min(self._recheck_s, self._start.policy.session_idle_s)
+            self._recheck_s = min(self._recheck_s * 2, _RECHECK_MOST_S)
+            self._recheck_at = workflow.now() + timedelta(seconds=pause_s)
             return
         for status in statuses.values():
             assert status is not None
             used_at = workflow.now() if status.running_calls else status.last_used_at
             self._kept.last_used_at = max(self._kept.last_used_at, used_at or self._kept.last_used_at)
-        self._recheck_at = None
+        self._recheck_at, self._recheck_s = None, _RECHECK_FIRST_S
         if self._idle_at() <= workflow.now():
             self._ending = self._ending or "idle"
 
@@ -446,7 +402,9 @@ class AgentSession:
         """Only without an open sandbox: a parent's continue-as-new cancels its children (measured)."""
         self._draining = True
         await self._main_until(workflow.all_handlers_finished)
-        if self._ending is not None or not self._can_renew():
+        await close_run()
+        if self._ending is not None or not self._can_renew() or not workflow.all_handlers_finished():
+            reopen_run()
             self._draining = False
             return
         self._kept.ledger = self._ledger.entries()
@@ -455,12 +413,12 @@ class AgentSession:
     async def _end(self, reason: str) -> SessionOutcome:
         """Cancel every sandbox and complete when the absence of each is confirmed."""
         self._enter("ending")
-        for sandbox_id in self._children:
-            self._cancel(sandbox_id)
+        self._children.cancel_all()
         await self._main_until(
             lambda: not self._open_ids() and not self._children and not self._inbox and not self._emptying
         )
         await self._main_until(workflow.all_handlers_finished)
+        await close_run()
         self._enter("ended")
         return SessionOutcome(
             session_id=self._start.session_id,

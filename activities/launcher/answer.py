@@ -70,6 +70,8 @@ class CallReport:
     stdout_slice: Slice | None = None
     """What a request that knows a part of the output is told beyond that."""
     stderr_slice: Slice | None = None
+    disk_was_full: bool = False
+    """Whether nothing could be written when the command began or ended: then output may be missing."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def _answer(clock: int, output: str, start: int, end: int) -> Answer:
                 reports[-1] = replace(reports[-1], stdout_slice=_slice(words, payload))
             case "@slice" if words[1] == "stderr":
                 reports[-1] = replace(reports[-1], stderr_slice=_slice(words, payload))
+            case "@full":
+                reports[-1] = replace(reports[-1], disk_was_full=True)
             case "@error":
                 refusal = Refusal(words[1], " ".join([*words[2:], *payload.split()]))
             case unknown:

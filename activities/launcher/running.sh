@@ -5,12 +5,18 @@
 # Runs the command if nobody has. Descriptor 7 leads to the request that started us.
 sd_own() {
     sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5 sd_cap=$7 sd_stdin=$8
-    sd_take_lock || exit 0
+    if [ "$SANDHOLD_UPLOAD" ]; then
+        sd_move_script || exit 0
+    fi
+    if ! sd_take_lock; then
+        [ "$SANDHOLD_UPLOAD" ] && rm -f "$sd_script"
+        exit 0
+    fi
     sd_began=$sd_born sd_starter=$sd_parent
     printf '%s\n' "$sd_hash" >"$sd_folder/lock"
+    sd_look_for_room
     if [ "$SANDHOLD_UPLOAD" ]; then
-        mv "$SANDHOLD_UPLOAD" "$sd_folder/script"
-        set -- "$sd_folder/script"
+        set -- "$sd_script"
     else
         set -- -c "$SANDHOLD_SCRIPT"
     fi
@@ -37,12 +43,33 @@ sd_own() {
     fi
 
     sd_is_ending && sd_sweep "$sd_left"
+    sd_look_for_room
     sd_clock
     sd_publish "$sd_code.$sd_began.$sd_now.$sd_reason"
     trap '' PIPE
     echo done >&7
     kill "$sd_watcher" $sd_feeder
     wait "$sd_watcher" $sd_feeder
+}
+
+# Moves the uploaded script to where it is run from; fails when it does not arrive whole, and tells the request why.
+# That comes before the lock: what cannot be run as a whole is not started.
+sd_move_script() {
+    sd_folder=$sd_home/calls/$sd_call
+    sd_script=$sd_folder/script.$$
+    sd_why=$(mkdir -p "$sd_folder" 2>&1 && LC_ALL=C mv "$SANDHOLD_UPLOAD" "$sd_script" 2>&1) && return
+    rm -f "$sd_script"
+    echo "unmoved $sd_why" >&7
+    return 1
+}
+
+# Notes when the disk is full: what the command writes is lost then, and most programs do not say so.
+sd_look_for_room() {
+    if printf . >"$sd_folder/room"; then
+        printf '' >"$sd_folder/room"
+    else
+        printf '' >"$sd_folder/full"
+    fi
 }
 
 # Whether somebody ends the command; sets sd_reason, and sd_left to the grace.
@@ -217,7 +244,7 @@ sd_answer_start() {
         sd_launch "$@" && return
         sd_look "$1"
         if [ "$sd_state" = absent ]; then
-            if sd_why=$(mkdir -p "$sd_folder" 2>&1); then
+            if sd_why=$(LC_ALL=C mkdir -p "$sd_folder" 2>&1); then
                 echo "@error not_started"
             else
                 echo "@error folder $sd_why"
@@ -255,8 +282,14 @@ sd_launch() {
         : # without a command after it, some shells would become the owner instead of waiting for it
     } | {
         [ -d "$sd_folder" ] || mkdir -p "$sd_folder" # while the owner's shell starts, which needs it first
-        read -r sd_word sd_pid || exit 1
-        [ "$sd_word" = late ] && kill -9 "$sd_pid"
+        read -r sd_word sd_rest || exit 1
+        case $sd_word in
+        unmoved)
+            echo "@error script $sd_rest"
+            exit
+            ;;
+        late) kill -9 "$sd_rest" ;;
+        esac
         sd_look "$1"
         sd_tell
     }

@@ -7,11 +7,13 @@
 #   lock                      made exclusively by the one process that runs the command; holds the script's hash
 #   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
 #   stdout stderr             what the command wrote, byte for byte
-#   script                    the script, when it is too large for a variable
+#   script.PID                the script, when it is too large for a variable
 #   stdin bell input/         of a command whose standard input is kept open: see input.sh
 #   signalled.CALL            the call that sent a signal; made before it is sent
 #   ending.REASON.GRACE       somebody ends the command: timed_out, output_limit:BYTES or cancelled
 #   ended.CODE.BORN.ENDED.REASON   how it ended
+#   room                      empty; written to when there is a need to know whether anything can be
+#   full                      it could not be, so output may be missing
 #
 # Once a folder is cleaned away an empty file calls/.done/CALL keeps its command from being run again.
 #
@@ -167,6 +169,7 @@ sd_tell_state() {
 sd_tell() {
     sd_tell_state
     case $sd_state in ended | interrupted)
+        [ -e "$sd_folder/full" ] && echo "@full"
         sd_tell_file stdout "$sd_folder/stdout" "$sd_stdout_window"
         sd_tell_file stderr "$sd_folder/stderr" "$sd_stderr_window"
         ;;

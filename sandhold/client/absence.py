@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from difflib import get_close_matches
 
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
@@ -11,7 +10,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from sandhold.client.requests import Deadline, TemporalRequests
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.names import STATUS_QUERY, session_workflow_id
-from sandhold.contracts.sessions import SessionSandbox, SessionStatus
+from sandhold.contracts.sessions import SessionStatus, why_gone
 
 
 class Absence:
@@ -37,6 +36,13 @@ class Absence:
                 return None
             raise
 
+    async def sandbox_has_ended(self, sandbox_id: str | None, deadline: Deadline) -> bool:
+        """Whether the open session has had this sandbox, and has confirmed its absence."""
+        if sandbox_id is None or not await self.session_is_open(deadline):
+            return False
+        status = await self._requests.query(self._workflow_id, STATUS_QUERY, answer=SessionStatus, deadline=deadline)
+        return any(book.sandbox_id == sandbox_id and book.ended is not None for book in status.sandboxes)
+
     async def explain(self, sandbox_id: str | None, deadline: Deadline) -> None:
         """Raise the ToolFailure that tells why a call was not taken.
 
@@ -53,8 +59,10 @@ class Absence:
         book = next((book for book in status.sandboxes if book.sandbox_id == sandbox_id), None)
         if book is not None and book.ended is None:
             return
-        open_ids = [book.sandbox_id for book in status.sandboxes if book.ended is None]
-        raise ToolFailure(**_gone(sandbox_id, book, status, open_ids).model_dump())
+        if status.state == "ending" and (book is None or book.ended == "deleted"):
+            message = f"session {self._session_id!r} is ending ({status.ending})"
+            raise ToolFailure(ErrorCode.SESSION_ENDING, message)
+        raise ToolFailure(**why_gone(sandbox_id, status.sandboxes).model_dump())
 
 
 def session_not_found(session_id: str) -> ToolError:
@@ -67,32 +75,3 @@ def session_ended(session_id: str) -> ToolError:
         message=f"session {session_id!r} has ended, and its sandboxes were deleted",
         hint="Go on in a new session.",
     )
-
-
-def _gone(sandbox_id: str, book: SessionSandbox | None, status: SessionStatus, open_ids: list[str]) -> ToolError:
-    if book is not None and book.ended == "lost":
-        return book.error or ToolError(
-            code=ErrorCode.SANDBOX_LOST, message=f"sandbox {sandbox_id!r} is gone at the provider"
-        )
-    if book is not None and book.ended == "failed":
-        return book.error or ToolError(
-            code=ErrorCode.SANDBOX_FAILED, message=f"sandbox {sandbox_id!r} could not be created"
-        )
-    if status.state == "ending":
-        return ToolError(
-            code=ErrorCode.SESSION_ENDING, message=f"session {status.session_id!r} is ending ({status.ending})"
-        )
-    return ToolError(
-        code=ErrorCode.SANDBOX_NOT_FOUND,
-        message=f"sandbox {sandbox_id!r} was deleted" if book else f"this session has no sandbox {sandbox_id!r}",
-        hint=_hint(sandbox_id, open_ids),
-        sandbox_ids=open_ids,
-    )
-
-
-def _hint(sandbox_id: str, open_ids: list[str]) -> str:
-    if not open_ids:
-        return "The session has no sandbox. Create one with daytona_create_sandbox."
-    exist = f"The session's sandboxes are: {', '.join(open_ids)}."
-    near = get_close_matches(sandbox_id, open_ids, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}? {exist}" if near else exist

@@ -44,8 +44,8 @@ from sandhold.contracts.names import (
     sandbox_workflow_id,
     session_workflow_id,
 )
-from sandhold.contracts.tools import parse_arguments, tool_named
-from sandhold.storage import SessionStorage, StorageError
+from sandhold.contracts.tools import ManageSandboxResult, parse_arguments, tool_named
+from sandhold.storage import DocumentMissing, SessionStorage, StorageError
 
 _BY_REFERENCE = frozenset({ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE})
 """Tools whose arguments are read by an activity; the arguments of the others are read by a workflow."""
@@ -139,6 +139,15 @@ class Calls:
         if envelope.result_ref is not None and result is None and envelope.status == "done" and envelope.error is None:
             try:
                 result = await self._storage().get_json(self._session_id, envelope.result_ref)
+            except DocumentMissing as error:
+                raise ToolFailure(
+                    ErrorCode.INTERNAL,
+                    f"the call has ended, but the client cannot find its result ({error}): "
+                    "client and worker seem to see different storages",
+                    hint="Set SANDHOLD_STORAGE_URL for the client and the workers so that both reach the same "
+                    "storage; then call again with the same call id.",
+                    retryable=True,
+                ) from error
             except (StorageError, ObjectStoreError, OSError) as error:
                 raise ToolFailure(
                     ErrorCode.INTERNAL,
@@ -193,6 +202,8 @@ class Calls:
             known = await self.known(prepared.request.call_id, prepared.workflow_id, deadline)
             if known is not None:
                 return _same_call(prepared, known)
+            if prepared.request.deletes and await self._absence.sandbox_has_ended(prepared.sandbox_id, deadline):
+                return self._deleted(prepared)
             await self._absence.explain(prepared.sandbox_id, deadline)
             # The session counts it as open: it is between two runs, or about to be deleted.
             await closed.sleep(deadline)
@@ -200,6 +211,19 @@ class Calls:
             ErrorCode.SANDBOX_LOST,
             f"the workflow of sandbox {prepared.sandbox_id!r} was closed from outside; its session deletes the sandbox",
             hint="Create a new sandbox.",
+        )
+
+    def _deleted(self, prepared: Prepared) -> CallEnvelope:
+        """The answer to a deletion of what is confirmed absent already."""
+        assert prepared.sandbox_id is not None
+        return CallEnvelope(
+            call_id=prepared.request.call_id,
+            session_id=self._session_id,
+            sandbox_id=prepared.sandbox_id,
+            tool=prepared.request.tool,
+            status="done",
+            ok=True,
+            result=ManageSandboxResult.deleted(prepared.sandbox_id).model_dump(mode="json"),
         )
 
     async def _update(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope:

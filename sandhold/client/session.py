@@ -121,7 +121,9 @@ class Session:
             sandbox_ids = [found.sandbox_id] if found and found.sandbox_id else await self._sandbox_ids(deadline)
         else:
             sandbox_ids = [sandbox_id]
-        if found is None or found.status == "running":
+        # The session passes calls on, and points to a sandbox that has ended since.
+        passed_on = found is not None and found.error is not None and found.error.code is ErrorCode.WRONG_TARGET
+        if found is None or found.status == "running" or passed_on:
             workflow_ids = [sandbox_workflow_id(self.session_id, each) for each in sandbox_ids]
             answers = await asyncio.gather(*(self._calls.known(call_id, each, deadline) for each in workflow_ids))
             found = next((answer for answer in answers if answer is not None), found)

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.errors import ToolError
+from sandhold.contracts.names import ToolName
 
 INLINE_LIMIT_BYTES = 16 * 1024
 """Arguments and results above this go through session storage, with a reference in the message."""
@@ -47,6 +48,12 @@ class CallRequest(Message):
     """Where the arguments are when they are larger than INLINE_LIMIT_BYTES."""
     sandbox_id: str | None = None
     """The sandbox that the call is for; the same as in the arguments. Needed with `arguments_ref`."""
+
+    @property
+    def deletes(self) -> bool:
+        """Whether the call asks for a deletion: one more is harmless, while it is under way and after."""
+        given = self.arguments
+        return self.tool == ToolName.MANAGE_SANDBOX and isinstance(given, dict) and given.get("action") == "delete"
 
     def fingerprint(self) -> str:
         """SHA-256 over tool and arguments: tells a repeated call from another call under the same id."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Literal
 
 from pydantic import Field
 
 from sandhold.contracts.base import Message
-from sandhold.contracts.errors import ToolError
+from sandhold.contracts.errors import ErrorCode, ToolError
 from sandhold.contracts.names import sandbox_workflow_id
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.sandboxes import LedgerEntry, SandboxEnding, SandboxStatus, ShownSandbox
@@ -37,6 +38,8 @@ class SessionCarried(Message):
     last_used_at: datetime
     sandboxes: list[SessionSandbox] = Field(default_factory=list)
     ledger: list[LedgerEntry] = Field(default_factory=list)
+    forwarded: dict[str, str] = Field(default_factory=dict)
+    """Submitted calls that were passed on, by call id: the sandbox that each went to."""
     created_count: int = 0
 
 
@@ -96,6 +99,33 @@ class SandboxStatuses(Message):
     """Answer of the activity `sandbox_statuses`: a status, or null where the workflow did not answer."""
 
     by_workflow_id: dict[str, SandboxStatus | None]
+
+
+def why_gone(sandbox_id: str, books: list[SessionSandbox]) -> ToolError:
+    """What to tell whoever names a sandbox that the books do not have as open."""
+    open_ids = [book.sandbox_id for book in books if book.ended is None]
+    book = next((book for book in books if book.sandbox_id == sandbox_id), None)
+    if book is not None and book.ended in {"lost", "failed"}:
+        lost = book.ended == "lost"
+        return book.error or ToolError(
+            code=ErrorCode.SANDBOX_LOST if lost else ErrorCode.SANDBOX_FAILED,
+            message=f"sandbox {sandbox_id!r} " + ("is gone at the provider" if lost else "could not be created"),
+        )
+    deleted = f"sandbox {sandbox_id!r} was deleted ({book.reason})" if book else None
+    return ToolError(
+        code=ErrorCode.SANDBOX_NOT_FOUND,
+        message=deleted or f"this session has no sandbox {sandbox_id!r}",
+        hint=_those_that_exist(sandbox_id, open_ids),
+        sandbox_ids=open_ids,
+    )
+
+
+def _those_that_exist(sandbox_id: str, open_ids: list[str]) -> str:
+    if not open_ids:
+        return "The session has no sandbox. Create one with daytona_create_sandbox."
+    exist = f"The session's sandboxes are: {', '.join(open_ids)}."
+    near = get_close_matches(sandbox_id, open_ids, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}? {exist}" if near else exist
 
 
 def shown_sandboxes(

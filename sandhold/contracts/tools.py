@@ -52,8 +52,9 @@ class CreateSandboxArguments(Strict):
     """Provider snapshot to start from; a snapshot brings its own size."""
     env: Annotated[dict[str, str], Field(max_length=200), AfterValidator(_environment)] | None = None
     """Environment variables for every command in the sandbox."""
-    auto_stop_minutes: int = Field(5, ge=1, le=60)
-    """Minutes without any call after which the sandbox is stopped. Its files stay; the next call starts it again."""
+    auto_stop_minutes: int | None = Field(None, ge=1, le=60)
+    """Minutes without any call after which the sandbox is stopped, by default as the session's policy says (5). Its
+    files stay; the next call starts it again."""
 
     @model_validator(mode="after")
     def _size_or_snapshot(self) -> CreateSandboxArguments:
@@ -228,6 +229,11 @@ class ManageSandboxResult(Message):
     sandbox_id: str
     action: Action
     state: str
+
+    @classmethod
+    def deleted(cls, sandbox_id: str) -> ManageSandboxResult:
+        """The result of deleting, also once more, what is confirmed absent."""
+        return cls(sandbox_id=sandbox_id, action="delete", state="deleted")
 
 
 ToolArguments = (

@@ -23,6 +23,10 @@ class StorageError(RuntimeError):
     """A document is missing or is not what its reference says."""
 
 
+class DocumentMissing(StorageError):
+    """This storage holds no such document: whoever made the reference stored it elsewhere, or it was removed."""
+
+
 class SessionStorage:
     """Reads and writes documents below `sessions/<session_id>/`.
 
@@ -47,12 +51,12 @@ class SessionStorage:
         return StorageRef(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     async def get_json(self, session_id: str, ref: StorageRef) -> JsonValue:
-        """The document behind `ref`. Raises StorageError when it is missing or was changed."""
+        """The document behind `ref`. Raises DocumentMissing, and StorageError when it was changed."""
         try:
             answer = await obstore.get_async(self._store, self._key(session_id, ref.path))
             data = bytes(await answer.bytes_async())
         except (NotFoundError, FileNotFoundError) as error:
-            raise StorageError(f"session storage holds no {ref.path}") from error
+            raise DocumentMissing(f"session storage holds no {ref.path}") from error
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise StorageError(f"{ref.path} in session storage is not what was stored there")
         value: JsonValue = json.loads(data)

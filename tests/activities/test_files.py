@@ -211,9 +211,10 @@ async def test_wrong_arguments_are_a_typed_error(files: Files) -> None:
 async def test_a_reference_that_leads_nowhere_is_a_typed_error(files: Files) -> None:
     step = files.step(path="x")
     reference = await files.provider.storage.put_json(files.ref.session_id, "calls/x/arguments.json", step.arguments)
-    for changes in ({"path": "calls/y/arguments.json"}, {"sha256": "0" * 64}):
+    changed = {"path": "calls/y/arguments.json"}, {"sha256": "0" * 64}
+    for changes, code in zip(changed, (ErrorCode.INTERNAL, ErrorCode.INVALID_ARGUMENTS), strict=True):
         lost = step.model_copy(update={"arguments_ref": reference.model_copy(update=changes)})
-        assert code_of(await files.provider.run(files.provider.files.read_file, lost)) is ErrorCode.INVALID_ARGUMENTS
+        assert code_of(await files.provider.run(files.provider.files.read_file, lost)) is code
 
 
 async def test_a_mode_is_kept_or_taken_and_a_link_is_followed(files: Files) -> None:

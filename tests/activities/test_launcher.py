@@ -446,6 +446,28 @@ async def test_a_home_that_cannot_be_written_is_told(dash: Machine) -> None:
     assert "sandhold" in answer.refusal.detail
 
 
+async def test_a_script_that_arrives_in_part_is_not_run_and_can_be_started_later(
+    machine: Machine, tmp_path: Path
+) -> None:
+    mover = Path(machine.path.split(":")[0]) / "mv"
+    mover.write_text('#!/bin/sh\nhead -c 20 "$1" >"$2"\necho "mv: $2: No space left on device" >&2\nexit 1\n')
+    mover.chmod(0o755)
+    script, call_id = f"echo x >>ran\n#{'x' * 100_000}\necho y >>ran", new_call_id()
+    upload = tmp_path / "upload"
+    upload.write_text(script)
+    answer = await machine.ask(machine.request(script, call_id=call_id, upload_path=str(upload)))
+    assert answer.refusal is not None
+    assert answer.refusal.kind == "script"
+    assert "No space left on device" in answer.refusal.detail
+    assert not (machine.home / "ran").exists()
+    assert [path.name for path in machine.folder(call_id).iterdir()] == []
+    mover.unlink()
+    upload.write_text(script)
+    report = await machine.run(script, call_id=call_id, upload_path=str(upload), again=True)
+    assert (report.state, report.exit_code, report.disk_was_full) == ("ended", 0, False)
+    assert (machine.home / "ran").read_text() == "x\ny\n"
+
+
 async def test_an_answer_is_found_among_noise_and_a_torn_one_is_noticed(dash: Machine) -> None:
     request = dash.request("echo hi")
     process = await dash.begin(request)

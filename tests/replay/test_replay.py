@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from temporalio.client import WorkflowHistory
 
-from tests.replay.fingerprints import FILE, fingerprints
+from tests.replay.fingerprints import FILE, fingerprint, fingerprints
+from tests.replay.scenarios import SCENARIOS
 from tests.stack import replayer
 
 RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
@@ -18,6 +19,12 @@ RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
 async def test_recorded_histories_replay(path: Path) -> None:
     document = json.loads(path.read_text())
     await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_is_recorded(scenario: str) -> None:
+    name = scenario.replace("_", "-")
+    assert [path for path in RECORDED if f"-{name}-" in path.name], f"make histories NAME=... has not run {scenario}"
 
 
 async def test_a_changed_order_of_commands_would_be_noticed() -> None:
@@ -39,3 +46,11 @@ def test_the_workflow_code_is_the_one_that_was_reviewed_with_its_histories() -> 
         "see that it changes no command), record new histories (`make histories NAME=...`) if it adds a path, and "
         "then note the new code with `.venv/bin/python -m tests.replay.fingerprints`."
     )
+
+
+def test_a_fingerprint_is_that_of_the_code_alone() -> None:
+    """The same on every version of Python: 3.12 gave functions a field more, 3.13 shows no empty ones."""
+    code = "def f(a, *, b=None):\n    return {**a, 'x': f'{b!r:>4}'}\n"
+    same = '"""A module."""\ndef f(a,*,b = None): # a comment\n  """A function."""\n  return {**a, "x": f"{b!r:>4}"}\n'
+    assert fingerprint(code) == fingerprint(same) == "95d8b00673d7e332b6546c5b4f11d806913f2a778054b43a59f0ec2ecb147404"
+    assert fingerprint(code) != fingerprint(code.replace("None", "0"))

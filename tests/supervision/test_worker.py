@@ -21,10 +21,14 @@ import pytest
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
+from activities.provider import ProviderAccess, ProviderPool
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import Activity, sandbox_workflow_id
+from sandhold.health import Health, WorkerProbe
 from sandhold.settings import Settings
 from tests.dev_process import PATIENCE_S, Dev, clean_environment, wait_until
+from tests.stack import Stack
+from worker import activities_of, build_workers, run_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 NO_PROVIDER = {"SANDHOLD_DAYTONA_API_URL": "http://127.0.0.1:1/api", "SANDHOLD_DAYTONA_API_KEY": "none"}
@@ -98,6 +102,63 @@ def test_a_worker_that_waits_for_temporal_can_be_stopped(tmp_path: Path) -> None
         _, err = worker.communicate(timeout=PATIENCE_S)
         assert worker.returncode == 0
         assert _logged(err)[-1]["event"] == "stopped"
+
+
+async def test_a_build_that_is_not_current_is_told_and_not_refused(
+    tmp_path: Path, temporal: WorkflowEnvironment
+) -> None:
+    env = NO_PROVIDER | {
+        "SANDHOLD_TEMPORAL_ADDRESS": temporal.client.service_client.config.target_host,
+        "SANDHOLD_TASK_QUEUE": "sandhold-versioned",
+        "SANDHOLD_BUILD_ID": "build-7",
+        "SANDHOLD_DATA_DIR": str(tmp_path),
+    }
+    # The command line that docs/operating.md gives for a worker's container.
+    setup = [sys.executable, "-m", "sandhold.cli", "setup"]
+
+    async def health(url: str) -> tuple[int, dict[str, str]]:
+        return await asyncio.to_thread(_health, url)
+
+    with worker_process(tmp_path, **env) as worker:
+        assert worker.stdout is not None
+        url = (await asyncio.to_thread(worker.stdout.readline)).split()[1]
+        status, body = await health(url)
+        assert (status, body["status"], body["build"]) == (200, "degraded", "not_current")
+        assert "sandhold setup" in body["reason"]
+        made = await asyncio.to_thread(
+            subprocess.run, setup, cwd=REPOSITORY, env=clean_environment() | env, capture_output=True, text=True
+        )
+        assert made.returncode == 0, made.stderr
+        assert "current build: build-7" in made.stdout
+        async with asyncio.timeout(PATIENCE_S):
+            while (await health(url)) != (200, {"status": "ok", "build": "current"}):
+                await asyncio.sleep(0.1)
+        worker.send_signal(signal.SIGTERM)
+        _, err = await asyncio.to_thread(worker.communicate, timeout=PATIENCE_S)
+        [ready] = [event for event in _logged(err) if event["event"] == "ready"]
+        assert (ready["level"], "is not current" in ready["reason"]) == ("warning", True)
+
+
+class BrokenProbe(WorkerProbe):
+    """A probe that fails by something else than an answer of Temporal."""
+
+    async def __call__(self) -> Health:
+        raise UnicodeError("told in no known encoding")
+
+
+async def test_a_probe_that_breaks_before_ready_ends_the_worker_and_is_told(shared_stack: Stack) -> None:
+    client = shared_stack.temporal
+    async with asyncio.timeout(PATIENCE_S):
+        async with contextlib.AsyncExitStack() as resources:
+            pool = ProviderPool(shared_stack.settings)
+            resources.push_async_callback(pool.close)
+            access = ProviderAccess(pool, shared_stack.settings, shared_stack.deployment)
+            activities = activities_of(client, shared_stack.settings, access)
+            workers = build_workers(client, "sandhold-broken-probe", activities=activities)
+            probe = BrokenProbe(client, "nobody", [])
+            with pytest.raises(UnicodeError, match="no known encoding"):
+                await run_until(asyncio.Event(), probe, "http://127.0.0.1:1/healthz", *workers)
+            assert all(worker.is_shutdown for worker in workers)
 
 
 def test_health_is_what_temporal_says(dev: Dev) -> None:

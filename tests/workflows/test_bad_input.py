@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 
 from sandhold.client import Session
 from sandhold.contracts.calls import CallEnvelope
-from sandhold.contracts.errors import ErrorCode
+from sandhold.contracts.errors import ErrorCode, ToolError
 from sandhold.contracts.names import sandbox_workflow_id, session_workflow_id
 from tests.stack import Stack
 from tests.workflows.calls import call_ok, creates, error_of_call, exec_ok
@@ -189,11 +189,15 @@ async def test_large_arguments_and_results_travel_by_reference(session: Session)
 
 
 async def update(stack: Stack, workflow_id: str, tool: str, arguments: Any) -> CallEnvelope:
-    """A raw update, as a runtime without our client would send it."""
+    """A raw update, as a runtime without our client would send it; a refusal as the error that it carries."""
     call_id = uuid.uuid4().hex
-    return await stack.temporal.get_workflow_handle(workflow_id).execute_update(
-        "call",
-        {"call_id": call_id, "tool": tool, "arguments": arguments},
-        id=call_id,
-        result_type=CallEnvelope,
-    )
+    message = {"call_id": call_id, "tool": tool, "arguments": arguments}
+    handle = stack.temporal.get_workflow_handle(workflow_id)
+    try:
+        return await handle.execute_update("call", message, id=call_id, result_type=CallEnvelope)
+    except WorkflowUpdateFailedError as refusal:
+        cause = refusal.cause
+        if not isinstance(cause, ApplicationError):
+            raise
+        error = ToolError.model_validate(cause.details[0])
+        return CallEnvelope(call_id=call_id, session_id="", tool=tool, status="done", ok=False, error=error)

@@ -107,12 +107,16 @@ async def test_manage_and_exec_at_once_end_in_a_state_that_was_asked_for(stack: 
     session = await stack.open()
     box = await creates(session)
     actions = ["stop", "start", "stop", "archive", "start", "stop"]
-    await asyncio.gather(
-        *(call_ok(session, "daytona_manage_sandbox", {"sandbox_id": box, "action": action}) for action in actions),
-        *(exec_ok(session, box, f"echo {number} >> log") for number in range(6)),
+    managed = asyncio.gather(
+        *(call_ok(session, "daytona_manage_sandbox", {"sandbox_id": box, "action": action}) for action in actions)
     )
-    ran = await exec_ok(session, box, "sort log", output="normal")
-    assert ran["stdout"].split() == [str(number) for number in range(6)]
+    told = await asyncio.gather(*(exec_ok(session, box, f"echo {number} >> log") for number in range(6)))
+    await managed
+    assert {result["status"] for result in told} <= {"completed", "cancelled"}, "a stop cancels what runs"
+    completed = {str(number) for number, result in enumerate(told) if result["status"] == "completed"}
+    ran = (await exec_ok(session, box, "sort log", output="normal"))["stdout"].split()
+    assert len(ran) == len(set(ran)), "none ran twice"
+    assert completed <= set(ran), "what is told to be completed was"
     await session.end()
 
 
