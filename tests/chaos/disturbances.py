@@ -1,0 +1,96 @@
+"""What goes wrong at random moments: the worker dies, the provider's connections break, Temporal's server dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from random import Random
+from typing import Any
+
+from sandhold.client import Session
+from sandhold.contracts.names import SESSION_LABEL
+from tests.chaos.breakable import BreakableStack, Part
+
+EXECUTE = {"method": "POST", "route": "/toolbox/{id}/process/execute"}
+CUTS: tuple[dict[str, Any], ...] = (
+    {"effect": "reset_before"},
+    {"effect": "reset_during"},
+    {"effect": "answer_lost"},
+    {"effect": "status", "status": 502},
+    {"effect": "status", "status": 502, "body": "<html>Bad gateway</html>"},
+)
+
+
+class Kind(StrEnum):
+    WORKER = "worker"
+    PROVIDER = "provider"
+    TEMPORAL = "temporal"
+    ALL = "all"
+
+
+async def disturb(kind: Kind, breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
+    """Let things of this kind go wrong for so long; how many did. Everything is whole again afterwards."""
+    ways = list(_WAYS) if kind is Kind.ALL else [kind]
+    try:
+        async with asyncio.TaskGroup() as group:
+            # Each has its own randomness, so that a seed gives the same moments whatever the others wait for.
+            tasks = [group.create_task(_WAYS[way](breakable, session, Random(random.random()), for_s)) for way in ways]
+    finally:
+        await breakable.mend()
+    return sum(task.result() for task in tasks)
+
+
+async def kill_worker(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
+    """The worker is killed, and there is none for up to two seconds."""
+    return await _kill_again_and_again(breakable.worker, random, for_s, down_s=2.0)
+
+
+async def kill_temporal(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
+    """The server is killed, and comes back on its database file within some seconds."""
+    return await _kill_again_and_again(breakable.temporal, random, for_s, down_s=1.5)
+
+
+async def cut_provider(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
+    """The next one to three requests into the session's sandboxes get no whole answer, or another's."""
+    faults = breakable.stack.faults
+    rules: list[int] = []
+
+    async def cut() -> None:
+        labels = {SESSION_LABEL: session.session_id}
+        rules.append(await faults.add(**EXECUTE, **random.choice(CUTS), times=random.randint(1, 3), labels=labels))
+
+    await cut()  # The first request of all is one that can start a command.
+    await _at_random_moments(cut, random, for_s, most_s=2.0)
+    return sum([await faults.hits(rule) for rule in rules])
+
+
+_WAYS: dict[Kind, Callable[[BreakableStack, Session, Random, float], Awaitable[int]]] = {
+    Kind.WORKER: kill_worker,
+    Kind.PROVIDER: cut_provider,
+    Kind.TEMPORAL: kill_temporal,
+}
+
+
+async def _kill_again_and_again(part: Part, random: Random, for_s: float, *, down_s: float) -> int:
+    before = part.kills
+
+    async def kill() -> None:
+        await part.kill()
+        await asyncio.sleep(random.uniform(0, down_s))
+        await part.start()
+
+    await _at_random_moments(kill, random, for_s, most_s=4.0)
+    return part.kills - before
+
+
+async def _at_random_moments(
+    act: Callable[[], Awaitable[None]], random: Random, for_s: float, *, most_s: float
+) -> None:
+    """`act` at least once, and again as long as the time lasts, each after a pause of up to `most_s`."""
+    until = asyncio.get_running_loop().time() + for_s
+    while True:
+        await asyncio.sleep(random.uniform(0.05, most_s))
+        await act()
+        if asyncio.get_running_loop().time() >= until:
+            return
