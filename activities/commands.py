@@ -144,9 +144,11 @@ class CommandActivities:
         return await self._launcher.upload(ref, data, "script")
 
     async def _ended(self, step: CommandStep, report: CallReport, result: ExecResult) -> CommandProgress:
-        """The outcome of a command that is over and was seen whole; output that the caller does not get is stored."""
-        if result.truncated:
-            streams: tuple[tuple[Stream, Captured], ...] = (("stdout", report.stdout), ("stderr", report.stderr))
+        """The outcome of a command that is over and was seen whole; output that the result has not byte for byte is
+        stored."""
+        streams: tuple[tuple[Stream, Captured], ...] = (("stdout", report.stdout), ("stderr", report.stderr))
+        shown = (result.stdout, result.stderr)
+        if [text.encode() for text in shown] != [captured.head + captured.tail for _, captured in streams]:
             for stream, captured in streams:
                 writer = SegmentWriter(self._storage, step.ref.session_id, step.call_id, stream)
                 await writer.take(captured.head + captured.tail)

@@ -21,7 +21,7 @@ COMMANDS = {
     "session": ("sandhold.cli.sessions:app", "Start, list, show and end agent sessions."),
     "call": ("sandhold.cli.calls:call", "Call a tool of a session; prints its envelope."),
     "exec": ("sandhold.cli.execute:execute", "Run a command in a sandbox; exits with the command's own code."),
-    "output": ("sandhold.cli.execute:show_output", "Print the output of a command, also while it runs."),
+    "output": ("sandhold.cli.execute:show_output", "Print the output of a command while it runs or after."),
     "tools": ("sandhold.cli.tools:tools", "Print the tools for an agent runtime."),
     "doctor": ("sandhold.cli.doctor:doctor", "Check that everything this deployment needs is there."),
     "setup": ("sandhold.cli.setup:setup", "Prepare a Temporal namespace: search attributes, current build."),

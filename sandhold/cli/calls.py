@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sandhold.cli.identifiers import SessionArgument
-from sandhold.cli.output import (
-    EXIT_FAILED,
-    EXIT_NOT_FOUND,
-    EXIT_OK,
-    JsonFlag,
-    output,
-    run,
-)
+from sandhold.cli.output import EXIT_OK, JsonFlag, exit_code, output, run
 
 if TYPE_CHECKING:
     from sandhold.contracts.calls import CallEnvelope
-    from sandhold.contracts.errors import ToolError
 
 # What the error of an envelope consists of; its other fields are printed where they say something.
 _ERROR_KEYS = ("code", "message", "hint", "retryable", "ambiguous")
-_NOT_THERE = {"session_not_found", "session_ended", "sandbox_not_found", "sandbox_lost"}
 
 
 def call(
@@ -62,10 +53,6 @@ def printed(envelope: CallEnvelope) -> dict[str, Any]:
             name: value for name, value in document["error"].items() if name in _ERROR_KEYS or value is not None
         }
     return document
-
-
-def exit_code(error: ToolError) -> int:
-    return EXIT_NOT_FOUND if error.code in _NOT_THERE else EXIT_FAILED
 
 
 def _arguments(given: str) -> Any:

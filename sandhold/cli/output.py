@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sandhold.contracts.base import Message
+    from sandhold.contracts.errors import ToolError
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -24,6 +25,7 @@ EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
 EXIT_UNREACHABLE = 4
 EXIT_INTERRUPTED = 130
+_NOT_THERE = {"session_not_found", "session_ended", "sandbox_not_found", "sandbox_lost"}
 
 
 class Output:
@@ -115,8 +117,13 @@ async def _guarded(work: Callable[[], Awaitable[int]]) -> int:
         code = _exit_code_of(error)
         if code is None:
             raise
-        output.fail(str(error), _name_of(error))
+        output.fail(str(error), *_told(error))
         return code
+
+
+def exit_code(error: ToolError) -> int:
+    """The exit code of a tool call that came to this error."""
+    return EXIT_NOT_FOUND if error.code in _NOT_THERE else EXIT_FAILED
 
 
 def _exit_code_of(error: Exception) -> int | None:
@@ -131,9 +138,20 @@ def _exit_code_of(error: Exception) -> int | None:
         return EXIT_USAGE
     if isinstance(error, client.SessionNotFound | client.SessionEnded):
         return EXIT_NOT_FOUND
-    if isinstance(error, client.SandholdError | ToolFailure | SearchAttributesUnusable):
+    if isinstance(error, ToolFailure):
+        return exit_code(error.error)
+    if isinstance(error, client.SandholdError | SearchAttributesUnusable):
         return EXIT_FAILED
     return None
+
+
+def _told(error: Exception) -> tuple[str, str | None]:
+    """The code of an error, and the hint that it carries."""
+    from sandhold.contracts.errors import ToolFailure
+
+    if isinstance(error, ToolFailure):
+        return error.error.code, error.error.hint
+    return _name_of(error), None
 
 
 def _name_of(error: Exception) -> str:

@@ -7,27 +7,42 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from obstore.exceptions import BaseError as ObjectStoreError
 from pydantic import JsonValue
+from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError
+from temporalio.service import RPCError, RPCStatusCode
 
+from sandhold.client.absence import Absence
 from sandhold.client.calls import as_tool_failure
 from sandhold.client.requests import Backoff, Deadline, TemporalRequests
-from sandhold.contracts.calls import CallEnvelope
-from sandhold.contracts.commands import CommandResult, Signal
-from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.contracts.calls import CallEnvelope, CallOutcome
+from sandhold.contracts.commands import INPUT_LIMIT_CHARS, CommandResult, Signal
+from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.names import COMMAND_QUERY, ToolName, sandbox_workflow_id
 from sandhold.contracts.sandboxes import CommandState
 from sandhold.contracts.tools import ExecResult
-from sandhold.storage import SessionStorage
+from sandhold.storage import SessionStorage, StorageError
 
 if TYPE_CHECKING:
     from sandhold.client.session import Session
 
+INPUT_BYTES = INPUT_LIMIT_CHARS // 4 * 3
+"""The most that one `write` takes: it travels as base64."""
 _CHUNK_BYTES = 1024 * 1024
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.1, 1.0
 """Pauses between two looks for new output: short after some has come."""
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
+
+_CLOSED = ToolError(
+    code=ErrorCode.INTERRUPTED,
+    message="the sandbox's workflow ended before the command did",
+    hint="The command may have had part of its effect; it was not run again.",
+    ambiguous=True,
+)
+_FORGOTTEN = CallOutcome(error=_CLOSED)
+"""Of a command whose output is all that is left; it does not run."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +70,17 @@ class Command:
         self._session = session
         self._requests = requests
         self._storage = storage
+        self._absence = Absence(session.session_id, requests)
 
     async def state(self, *, timeout: float | None = None) -> CommandState:
-        """Where the command stands; costs no history. Raises ToolFailure when the sandbox does not know it."""
-        found: CommandState | None = await self._requests.query(
-            sandbox_workflow_id(self._session.session_id, self.sandbox_id),
-            COMMAND_QUERY,
-            self.call_id,
-            answer=CommandState,
-            deadline=Deadline.after(timeout),
-        )
+        """Where the command stands; costs no history.
+
+        Raises ToolFailure when the sandbox does not know it: there is no such command, it is not on record yet, or
+        so many have ended since that it is not any more.
+        """
+        found = await self._record(Deadline.after(timeout))
         if found is None:
-            raise ToolFailure(
-                ErrorCode.INVALID_ARGUMENTS,
-                f"sandbox {self.sandbox_id} knows no command {self.call_id!r}",
-                hint="daytona_command with action list shows the commands of a sandbox.",
-            )
+            raise self._unknown()
         return found
 
     async def output(
@@ -80,21 +90,26 @@ class Command:
 
         Without `follow` only what there is by now.
 
-        Within a stream the chunks come in order and without a gap. Memory stays bounded whatever the command writes.
+        Within a stream the chunks come in order, byte for byte and without a gap. Memory stays bounded whatever the
+        command writes. Also the output of a command that nobody remembers any more comes, while session storage has
+        it. Raises ToolFailure when there is no such command, or its output cannot be read.
         """
         offsets: dict[Stream, int] = {"stdout": stdout_offset, "stderr": stderr_offset}
         pause = Backoff(_LOOK_FIRST_S, _LOOK_MOST_S)
         while True:
             # Asked first: once it has ended, all its output is in storage.
-            state = await self.state()
+            try:
+                outcome = await self._outcome()
+            except ToolFailure:
+                if not await self._is_stored():
+                    raise
+                outcome = _FORGOTTEN
             found = False
-            for stream in STREAMS:
-                async for chunk in self._new_output(stream, offsets[stream]):
-                    offsets[stream] = chunk.offset + len(chunk.data)
-                    found = True
-                    yield chunk
-            if state.outcome is not None:
-                async for chunk in self._kept_in_result(state, offsets):
+            async for chunk in self._stored_from(offsets):
+                found = True
+                yield chunk
+            if outcome is not None:
+                for chunk in await self._kept_in_result(outcome, offsets):
                     yield chunk
                 return
             if not follow:
@@ -104,18 +119,22 @@ class Command:
             await pause.sleep(Deadline())
 
     async def wait(self) -> ExecResult:
-        """The command's result once it has ended. Raises ToolFailure when it came to an error."""
+        """The command's result once it has ended. Raises ToolFailure when it came to an error, or nobody knows it."""
         pause = Backoff(_LOOK_FIRST_S, _LOOK_MOST_S)
-        while (state := await self.state()).outcome is None:
+        while (outcome := await self._outcome()) is None:
             await pause.sleep(Deadline())
-        return await self._result(state)
+        return await self._result(outcome)
 
     async def cancel(self) -> CommandResult:
         """End the command and everything it started."""
         return await self._act({"action": "cancel"})
 
     async def write(self, data: bytes, *, close: bool = False, call_id: str | None = None) -> CommandResult:
-        """Write to its standard input, once per `call_id`. It must have been started with `stdin`."""
+        """Write at most INPUT_BYTES to its standard input, once per `call_id`. It must have been started with `stdin`.
+
+        When this returns the command will get them in its turn, whenever it reads. Raises ToolFailure `conflict` when
+        it has ended.
+        """
         given: dict[str, JsonValue] = {"action": "write", "close": close}
         if data:
             given |= {"input": base64.b64encode(data).decode(), "encoding": "base64"}
@@ -125,31 +144,107 @@ class Command:
         """Send a signal to its process group, once per `call_id`."""
         return await self._act({"action": "signal", "signal": name}, call_id)
 
-    async def _new_output(self, stream: Stream, offset: int) -> AsyncIterator[OutputChunk]:
-        while True:
-            data = await self._storage().read_output(
-                self._session.session_id, self.call_id, stream, offset, _CHUNK_BYTES
+    async def _record(self, deadline: Deadline) -> CommandState | None:
+        """What the sandbox's workflow has on record, also after its end."""
+        workflow_id = sandbox_workflow_id(self._session.session_id, self.sandbox_id)
+
+        async def ask(*, only_open: bool) -> CommandState | None:
+            return await self._requests.query(
+                workflow_id, COMMAND_QUERY, self.call_id, answer=CommandState, deadline=deadline, only_open=only_open
             )
-            if not data:
-                return
-            yield OutputChunk(stream, offset, data)
-            offset += len(data)
 
-    async def _kept_in_result(self, state: CommandState, offsets: dict[Stream, int]) -> AsyncIterator[OutputChunk]:
-        """The output of a command so short that it never reached storage: all of it is in its result."""
-        assert state.outcome is not None
-        if state.outcome.error is not None:
-            return
-        result = await self._result(state)
+        try:
+            try:
+                return await ask(only_open=True)
+            except WorkflowQueryRejectedError:
+                last = await ask(only_open=False)
+        except WorkflowQueryFailedError as error:
+            raise ToolFailure(ErrorCode.INTERNAL, f"the sandbox's workflow does not tell: {error}") from error
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        if last is None or last.outcome is not None:
+            return last
+        return last.model_copy(update={"status": "interrupted", "outcome": CallOutcome(error=_CLOSED)})
+
+    async def _outcome(self) -> CallOutcome | None:
+        """What the command came to; None while it runs, or is about to. Raises ToolFailure when nobody knows it."""
+        state = await self._record(Deadline())
+        if state is not None:
+            return state.outcome
+        # Not on record (yet): the call that starts it may be known.
+        call = await self._session.result(self.call_id, self.sandbox_id)
+        if call is None or call.tool != ToolName.EXEC:
+            await self._absence.explain(self.sandbox_id, Deadline())
+            raise self._unknown()
+        if call.status == "running":
+            return None
+        if call.error is None and ExecResult.model_validate(call.result).status == "running":
+            state = await self._record(Deadline())  # It may have come on record since.
+            if state is None:
+                raise self._unknown()
+            return state.outcome
+        return CallOutcome(result=call.result, error=call.error)
+
+    def _unknown(self) -> ToolFailure:
+        return ToolFailure(
+            ErrorCode.INVALID_ARGUMENTS,
+            f"sandbox {self.sandbox_id} knows no command {self.call_id!r}",
+            hint="daytona_command with action list shows the commands of a sandbox.",
+        )
+
+    async def _stored_from(self, offsets: dict[Stream, int]) -> AsyncIterator[OutputChunk]:
+        """What is stored from the offsets on, by turns, so that neither stream holds the other up. Moves them on."""
+        found = True
+        while found:
+            found = False
+            for stream in STREAMS:
+                data = await self._read(stream, offsets[stream], _CHUNK_BYTES)
+                if data:
+                    found = True
+                    offset, offsets[stream] = offsets[stream], offsets[stream] + len(data)
+                    yield OutputChunk(stream, offset, data)
+
+    async def _is_stored(self) -> bool:
+        return any([await self._read(stream, 0, 1) for stream in STREAMS])
+
+    async def _read(self, stream: Stream, offset: int, limit: int) -> bytes:
+        try:
+            return await self._storage().read_output(self._session.session_id, self.call_id, stream, offset, limit)
+        except (StorageError, ObjectStoreError, OSError) as error:
+            raise ToolFailure(
+                ErrorCode.INTERNAL,
+                f"the output cannot be read from session storage: {error}",
+                hint="Read it again once the session storage can be reached.",
+                retryable=True,
+            ) from error
+
+    async def _kept_in_result(self, outcome: CallOutcome, offsets: dict[Stream, int]) -> list[OutputChunk]:
+        """The output of a command so short that it never reached storage: all of it is in its result.
+
+        Raises ToolFailure when it should be in storage and is not.
+        """
+        if outcome.error is not None:
+            return []
+        result = await self._result(outcome)
         if result.output_files is not None:
-            return
-        for stream in STREAMS:
-            data = (result.stdout if stream == "stdout" else result.stderr).encode()[offsets[stream] :]
-            if data:
-                yield OutputChunk(stream, offsets[stream], data)
+            if offsets["stdout"] < result.stdout_bytes or offsets["stderr"] < result.stderr_bytes:
+                raise ToolFailure(
+                    ErrorCode.INTERNAL,
+                    "the output is not in session storage: client and worker seem to see different storages, or it "
+                    "was removed",
+                    hint="Set SANDHOLD_STORAGE_URL for the client and the workers so that both reach the same storage.",
+                )
+            return []
+        kept: tuple[tuple[Stream, str], ...] = (("stdout", result.stdout), ("stderr", result.stderr))
+        return [
+            OutputChunk(stream, offsets[stream], data)
+            for stream, text in kept
+            if (data := text.encode()[offsets[stream] :])
+        ]
 
-    async def _result(self, state: CommandState) -> ExecResult:
-        assert state.outcome is not None
+    async def _result(self, outcome: CallOutcome) -> ExecResult:
         envelope = await self._session.resolve(
             CallEnvelope(
                 call_id=self.call_id,
@@ -157,10 +252,10 @@ class Command:
                 sandbox_id=self.sandbox_id,
                 tool=ToolName.EXEC,
                 status="done",
-                ok=state.outcome.ok,
-                result=state.outcome.result,
-                result_ref=state.outcome.result_ref,
-                error=state.outcome.error,
+                ok=outcome.ok,
+                result=outcome.result,
+                result_ref=outcome.result_ref,
+                error=outcome.error,
             )
         )
         if envelope.error is not None:

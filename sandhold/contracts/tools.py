@@ -118,7 +118,7 @@ class ExecResult(Message):
     duration_ms: int | None = None
     call_id: str
     output_files: OutputFiles | None = None
-    """The whole output in session storage; null when all of it is here."""
+    """The whole output in session storage; null when all of it is here, byte for byte."""
     hint: str | None = None
 
 

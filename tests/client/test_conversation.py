@@ -11,7 +11,8 @@ from sandhold.client.requests import UPDATES_IN_FLIGHT
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.names import session_workflow_id
-from tests.client.conftest import Cable, Speakers
+from tests.cable import Cable
+from tests.client.conftest import Speakers
 from tests.client.speakers import REFUSAL, SpeakingSandbox, SpeakingSandboxStart, on_the_books
 
 MANAGE = "daytona_manage_sandbox"
