@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
+from abc import ABC, abstractmethod
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from temporalio.client import WorkflowHistory
@@ -23,18 +27,15 @@ READY_WITHIN_S = 90.0
 _RESTART_PAUSE_S = 0.2
 
 
-class Part:
-    """A program that ends only by `kill`: like its supervisor, this starts it again when it ends by itself."""
+class Part(ABC):
+    """A program that ends only by `kill`: as its supervisor would, this starts it again when it ends by itself."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, log: Path) -> None:
         self.name = name
+        self.log = log
         self.kills = 0
         self.own_ends: list[int] = []
         """The exit codes with which it ended without being killed."""
-        self._command = command
-        self._log = log
-        self._env = env
-        self._process: Process | None = None
         self._kept: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
 
@@ -44,14 +45,16 @@ class Part:
         return self._kept is not None
 
     async def start(self) -> None:
-        """Start it; it is ready when this returns, unless it is killed meanwhile."""
+        """Start it; it is ready when this returns."""
         assert self._kept is None, f"{self.name} runs already"
         self._ready.clear()
         self._kept = asyncio.create_task(self._keep_running())
         ready = asyncio.create_task(self._ready.wait())
-        done, _ = await asyncio.wait([ready, self._kept], timeout=READY_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([ready, self._kept], timeout=READY_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
-        assert done, f"{self.name} is not ready; see {self._log}:\n{self._log.read_text()[-2000:]}"
+        if self._kept.done():
+            self._kept.result()
+        assert self._ready.is_set(), f"{self.name} is not ready; its log ends with\n{self.log.read_text()[-2000:]}"
 
     async def kill(self) -> None:
         """End it by SIGKILL. It stays down until it is started again."""
@@ -59,50 +62,117 @@ class Part:
             return
         kept, self._kept = self._kept, None
         self.kills += 1
+        self._note("killed")
         kept.cancel()
         await asyncio.wait([kept])
 
     async def _keep_running(self) -> None:
         while True:
-            with self._log.open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._command, stdin=DEVNULL, stdout=PIPE, stderr=log, env=self._env
-                )
-            try:
-                await self._until_ready(self._process)
-                self._ready.set()
-                self.own_ends.append(await self._process.wait())
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
-                await self._process.wait()
+            self._note("started")
+            code = await self._run()
+            self._note(f"ended with {code}")
+            self.own_ends.append(code)
             await asyncio.sleep(_RESTART_PAUSE_S)
 
-    async def _until_ready(self, process: Process) -> None:
-        """Return when it is ready, or has ended."""
-        assert process.stdout is not None
-        while line := await process.stdout.readline():
-            if line.startswith(b"ready "):
-                return
+    @abstractmethod
+    async def _run(self) -> int:
+        """Run it once, and say when it is ready; its exit code. Cancelling this kills it."""
+
+    def _is_ready(self) -> None:
+        self._note("ready")
+        self._ready.set()
+
+    def _note(self, what: str) -> None:
+        """Into its own log, beside what it says itself."""
+        with self.log.open("a") as log:
+            log.write(f"--- {datetime.now(UTC).isoformat()} {what}\n")
 
 
 class TemporalServer(Part):
     """Temporal's development server on a database file and a fixed port."""
 
     def __init__(self, database: Path) -> None:
-        self.port = any_port()
-        self.settings = Settings(temporal_address=f"{LOOPBACK}:{self.port}")
-        arguments = dev_server_arguments(port=self.port, ui_port=None, database=database)
-        super().__init__("temporal", [str(temporal_program()), *arguments], database.with_suffix(".log"))
+        super().__init__("temporal", database.with_suffix(".log"))
+        port = any_port()
+        self.settings = Settings(temporal_address=f"{LOOPBACK}:{port}")
+        self._arguments = dev_server_arguments(port=port, ui_port=None, database=database)
 
-    async def _until_ready(self, process: Process) -> None:
-        assert process.stdout is not None
-        printed = asyncio.create_task(process.stdout.read())  # so that it never blocks on a full pipe
-        while not printed.done():
-            with contextlib.suppress(TemporalUnreachable):
-                await connect(self.settings)
-                return
-            await asyncio.sleep(0.05)
+    async def _run(self) -> int:
+        with self.log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                temporal_program(), *self._arguments, stdin=DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            while process.returncode is None:
+                with contextlib.suppress(TemporalUnreachable):
+                    await connect(self.settings)
+                    self._is_ready()
+                    return await process.wait()
+                await asyncio.sleep(0.05)
+            return process.returncode
+        finally:
+            await _end(process)
+
+
+class WorkerProcess(Part):
+    """A worker: ready when it says so, which is when Temporal sees it poll."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        super().__init__("worker", log)
+        self._environment = environment
+        self._forks: Process | None = None
+
+    async def load(self) -> None:
+        """Spend the seconds that importing takes, before a worker is started."""
+        with self.log.open("ab") as log:
+            self._forks = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.chaos.worker_again"),
+                cwd=CHECKOUT,
+                env=dict(self._environment),
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=log,
+            )
+        assert await self._line(self._forks) == ["loaded"], self.log.read_text()
+
+    async def unload(self) -> None:
+        """Nothing of it is left."""
+        await self.kill()
+        if self._forks is not None:
+            await _end(self._forks)
+
+    async def _run(self) -> int:
+        forks = self._forks
+        assert forks is not None
+        assert forks.stdin is not None
+        forks.stdin.write(b"\n")
+        pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # A task of its own, so that a kill at any moment leaves no lines for the next worker.
+        reading = asyncio.create_task(self._read_to_end(forks, pid))
+        try:
+            return await asyncio.shield(reading)
+        finally:
+            if not reading.done():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(await pid, signal.SIGKILL)
+                await reading
+
+    async def _read_to_end(self, forks: Process, pid: asyncio.Future[int]) -> int:
+        """What one worker says and what is said of it; its exit code."""
+        while True:
+            match await self._line(forks):
+                case ["started", number]:
+                    pid.set_result(int(number))
+                case ["ready", _]:
+                    self._is_ready()
+                case ["ended", code]:
+                    return int(code)
+                case other:
+                    raise AssertionError(f"the worker said {other}")
+
+    async def _line(self, forks: Process) -> list[str]:
+        assert forks.stdout is not None
+        return (await forks.stdout.readline()).decode().split()
 
 
 class BreakableStack:
@@ -114,7 +184,7 @@ class BreakableStack:
         self.temporal = temporal
 
     async def mend(self) -> None:
-        """Everything runs again and nothing is going to go wrong."""
+        """Everything runs, and no fault is planned."""
         await self.stack.faults.clear()
         for part in (self.temporal, self.worker):
             if not part.running:
@@ -133,18 +203,20 @@ async def breakable_stack(data_dir: Path) -> AsyncIterator[BreakableStack]:
         stack = await resources.enter_async_context(
             running_stack(client, daytona, data_dir, task_queue="sandhold-chaos", workers=False)
         )
-        worker = Part(
-            "worker",
-            [sys.executable, str(CHECKOUT / "worker.py")],
-            data_dir / "worker.log",
-            environment_of(stack, data_dir),
-        )
-        resources.push_async_callback(worker.kill)
+        worker = WorkerProcess(environment_of(stack, data_dir), data_dir / "worker.log")
+        resources.push_async_callback(worker.unload)
+        await worker.load()
         await worker.start()
         breakable = BreakableStack(stack, worker, temporal)
         yield breakable
         await breakable.mend()
         await _all_replay(stack)
+
+
+async def _end(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
 
 
 async def _all_replay(stack: Stack) -> None:

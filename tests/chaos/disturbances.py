@@ -80,7 +80,7 @@ async def _kill_again_and_again(part: Part, random: Random, for_s: float, *, dow
         await asyncio.sleep(random.uniform(0, down_s))
         await part.start()
 
-    await _at_random_moments(kill, random, for_s, most_s=4.0)
+    await _at_random_moments(kill, random, for_s, most_s=3.0)
     return part.kills - before
 
 
