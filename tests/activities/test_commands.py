@@ -68,6 +68,14 @@ async def test_fault_5_a_retry_attaches_to_the_running_command_and_gives_the_sam
     assert await commands.sh(f"cat ran-{call_id}") == "run\n"
 
 
+async def test_fault_5_two_activities_that_race_for_a_call_id_start_it_once(commands: Commands) -> None:
+    call_id = new_call_id()
+    command = f"echo run >>ran-{call_id}; sleep 0.3; echo done"
+    results = await asyncio.gather(*(commands.run(command, call_id=call_id) for _ in range(2)))
+    assert results[0] == results[1]
+    assert await commands.sh(f"cat ran-{call_id}") == "run\n"
+
+
 @pytest.mark.parametrize(
     "fault",
     [
