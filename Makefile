@@ -9,10 +9,10 @@ export UV_NO_CONFIG := 1
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test check format lock histories bench clean
+.PHONY: help setup demo dev test check format lock histories output-memory bench clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## Make .venv with every pinned dependency (the other targets do this themselves)
 
@@ -33,6 +33,9 @@ dev: setup ## Keep Temporal, the local Daytona and a worker up until Ctrl-C
 
 test: setup ## Pass all tests
 	$(BIN)/python -m pytest $(TESTS)
+
+output-memory: setup ## Follow a command that writes 1 GiB; the follower's memory must grow by less than 64 MiB
+	SANDHOLD_TEST_OUTPUT_BYTES=1073741824 $(BIN)/python -m pytest -s tests/activities/test_following.py -k in_little_memory
 
 histories: setup ## Record the main scenarios for the replay tests, once per release: make histories NAME=v2
 	$(BIN)/python -m tests.replay.record $(NAME)

@@ -120,7 +120,7 @@ sd_watch() {
     sd_clock
     sd_late_at=$((sd_now + sd_wait)) sd_over_at=
     [ "$sd_timeout" -gt 0 ] && sd_over_at=$((sd_now + sd_timeout))
-    sd_weighed=0 sd_pause=100
+    sd_weighed=0 sd_pause=25
     sd_weigh_at=$((sd_now + sd_pause))
     while :; do
         [ "$sd_late_at" ] && [ "$sd_now" -ge "$sd_late_at" ] && sd_say_late
@@ -165,7 +165,11 @@ sd_is_too_much() {
     [ $sd_weight -gt "$sd_cap" ] && return
     sd_grown=$((sd_weight - sd_weighed))
     sd_weighed=$sd_weight
-    [ $sd_grown -gt 0 ] && sd_pause=$(((sd_cap - sd_weight) * sd_pause / sd_grown)) || sd_pause=200
+    if [ $sd_grown -gt 0 ]; then
+        sd_pause=$(((sd_cap - sd_weight) * sd_pause / sd_grown))
+    else
+        sd_pause=$((sd_pause * 2))
+    fi
     [ $sd_pause -gt 200 ] && sd_pause=200
     [ $sd_pause -lt 20 ] && sd_pause=20
     return 1

@@ -20,7 +20,6 @@ from sandhold.contracts.calls import INLINE_LIMIT_BYTES
 from sandhold.contracts.errors import ErrorCode, SandboxSignal
 from sandhold.contracts.names import call_folder
 from sandhold.contracts.steps import CommandPlace, FollowCommandsStep, SandboxRef
-from sandhold.contracts.tools import ExecResult
 from tests.activities.commands_under_test import EXECUTE, Commands, new_call_id, result_of
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
@@ -55,8 +54,8 @@ async def test_a_long_command_is_followed_to_its_end(commands: Commands) -> None
     assert result.duration_ms >= 2000
 
 
-async def test_a_retry_attaches_to_the_running_command_and_gives_the_same_result(commands: Commands) -> None:
-    """Not run 3 to 6 times (known weakness 5)."""
+async def test_fault_5_a_retry_attaches_to_the_running_command_and_gives_the_same_result(commands: Commands) -> None:
+    """Not run 3 to 6 times."""
     call_id = new_call_id()
     step = commands.step(f"echo run >>ran-{call_id}; sleep 1; echo done", call_id)
     attempts = (
@@ -66,6 +65,14 @@ async def test_a_retry_attaches_to_the_running_command_and_gives_the_same_result
     results = [result_of(progress) for progress in await asyncio.gather(*attempts)]
     assert results[0] == results[1] == results[2]
     assert results[0].stdout == "done\n"
+    assert await commands.sh(f"cat ran-{call_id}") == "run\n"
+
+
+async def test_fault_5_two_activities_that_race_for_a_call_id_start_it_once(commands: Commands) -> None:
+    call_id = new_call_id()
+    command = f"echo run >>ran-{call_id}; sleep 0.3; echo done"
+    results = await asyncio.gather(*(commands.run(command, call_id=call_id) for _ in range(2)))
+    assert results[0] == results[1]
     assert await commands.sh(f"cat ran-{call_id}") == "run\n"
 
 
@@ -81,7 +88,7 @@ async def test_a_retry_attaches_to_the_running_command_and_gives_the_same_result
     ],
     ids=lambda fault: f"{fault['effect']}{fault.get('status', '')}",
 )
-async def test_whatever_happens_to_its_request_a_command_runs_once(
+async def test_fault_5_whatever_happens_to_its_request_a_command_runs_once(
     commands: Commands, faults: FaultPlan, fault: dict[str, Any]
 ) -> None:
     call_id = new_call_id()
@@ -96,8 +103,8 @@ async def test_whatever_happens_to_its_request_a_command_runs_once(
     assert await commands.sh(f"cat ran-{call_id}") == "run\n"
 
 
-async def test_faults_while_a_command_is_followed_do_not_end_it(commands: Commands, faults: FaultPlan) -> None:
-    """One 502 does not kill the command (known weakness 9)."""
+async def test_fault_9_faults_while_a_command_is_followed_do_not_end_it(commands: Commands, faults: FaultPlan) -> None:
+    """One 502 does not kill the command."""
     call_id = new_call_id()
     place = await commands.leave(f"echo run >>ran-{call_id}; sleep 2; echo done", call_id=call_id)
     for fault in ({"effect": "status", "status": 502}, {"effect": "reset_before"}, {"effect": "answer_lost"}):
@@ -122,8 +129,8 @@ async def test_cancelling_an_activity_ends_no_command(commands: Commands) -> Non
     assert result_of(progress).stdout == "lived\n"
 
 
-async def test_a_follower_heartbeats_while_nothing_happens(commands: Commands) -> None:
-    """A quiet build is not taken for dead (known weakness 4)."""
+async def test_fault_4_a_follower_heartbeats_while_nothing_happens(commands: Commands) -> None:
+    """A quiet build is not taken for dead."""
     place = await commands.leave("sleep 3")
     environment = ActivityEnvironment()
     beats: list[float] = []
@@ -133,8 +140,8 @@ async def test_a_follower_heartbeats_while_nothing_happens(commands: Commands) -
     assert len(beats) >= 3
 
 
-async def test_a_timeout_ends_the_command_and_tells_what_it_wrote(commands: Commands) -> None:
-    """It does not leave the process running (known weakness 6)."""
+async def test_fault_6_a_timeout_ends_the_command_and_tells_what_it_wrote(commands: Commands) -> None:
+    """It does not leave the process running."""
     call_id = new_call_id()
     result = await commands.run("echo partial; setsid sleep 61 & sleep 61", call_id=call_id, timeout=500)
     assert (result.status, result.stdout) == ("timed_out", "partial\n")
@@ -167,8 +174,8 @@ async def test_a_command_that_was_stopped_before_it_began_never_runs(commands: C
     assert await commands.sh(f"ls ran-{call_id} 2>/dev/null || echo none") == "none\n"
 
 
-async def test_a_directory_that_is_missing_is_an_error_before_anything_runs(commands: Commands) -> None:
-    """`a; b` runs neither (known weakness 1), and the error costs no second request."""
+async def test_fault_1_a_directory_that_is_missing_is_an_error_before_anything_runs(commands: Commands) -> None:
+    """`a; b` runs neither, and the error costs no second request."""
     progress = await commands.begin("touch a; touch b", cwd="no/such/place")
     assert progress.outcome is not None
     assert progress.outcome.error is not None
@@ -214,31 +221,92 @@ async def test_a_script_of_a_megabyte_comes_by_reference_and_runs(commands: Comm
     assert await commands.sh("ls /tmp/sandhold-script-* 2>/dev/null || echo none") == "none\n"
 
 
-async def test_bytes_that_are_no_text_are_counted_and_do_not_break_the_answer(commands: Commands) -> None:
-    """NUL and invalid UTF-8 (known weakness 8)."""
+async def test_fault_8_bytes_that_are_no_text_are_counted_and_do_not_break_the_answer(commands: Commands) -> None:
+    """NUL and invalid UTF-8."""
     result = await commands.run(r"printf 'a\000b\377c\n'; printf '\200\201' >&2")
     assert (result.stdout, result.stdout_bytes) == ("a\0b\ufffdc\n", 6)
     assert (result.stderr, result.stderr_bytes) == ("\ufffd\ufffd", 2)
 
 
-async def test_much_output_is_cut_counted_and_kept_out_of_the_message(commands: Commands) -> None:
-    """50 MB are not returned whole with `truncated=false` (known weakness 7)."""
-    progress = await commands.begin("seq 6000000; echo oops >&2; exit 1", output="full")
+async def test_fault_7_much_output_is_cut_counted_and_kept_out_of_the_message(commands: Commands) -> None:
+    """50 MB are not returned whole with `truncated=false`, and none of it is thrown away."""
+    place = await commands.leave("seq 6000000; echo oops >&2; exit 1", output="full", limit_s=30.0)
+    step = FollowCommandsStep(ref=commands.ref, commands=[place])
+    (progress,) = (await commands.provider.run(commands.following.follow_commands, step)).ended
+    assert (progress.status, progress.exit_code) == ("completed", 1)
     assert progress.outcome is not None
     assert progress.outcome.result is None
-    assert progress.outcome.result_ref is not None
-    stored = await commands.provider.storage.get_json(commands.ref.session_id, progress.outcome.result_ref)
-    result = ExecResult.model_validate(stored)
+    result = await commands.result(progress)
     assert result.stdout_bytes == sum(9 * 10**n * (n + 2) for n in range(6)) + 5_000_001 * 8
     assert INLINE_LIMIT_BYTES < len(result.stdout) <= 64 * 1024
     assert result.truncated
     assert result.stdout.startswith("1\n2\n")
     assert result.stdout.endswith("\n6000000\n")
     assert result.stderr == "oops\n"
+    assert result.output_files is not None
+    assert await commands.stored(place.call_id) == b"".join(b"%d\n" % n for n in range(1, 6_000_001))
+    assert await commands.stored(place.call_id, "stderr") == b"oops\n"
 
 
-async def test_fifty_commands_at_once_end_with_their_own_results(commands: Commands) -> None:
-    """None shares a shell with another (known weakness 19)."""
+async def test_output_that_was_seen_whole_is_stored_without_a_follower(commands: Commands) -> None:
+    result = await commands.run("seq 5000; seq 300 >&2")
+    assert result.truncated
+    assert result.output_files is not None
+    assert await commands.stored(result.call_id) == b"".join(b"%d\n" % n for n in range(1, 5001))
+    assert await commands.stored(result.call_id, "stderr") == b"".join(b"%d\n" % n for n in range(1, 301))
+
+
+async def test_output_that_is_all_in_the_answer_costs_no_storage(commands: Commands) -> None:
+    result = await commands.run("echo hi")
+    assert (result.truncated, result.output_files) == (False, None)
+    assert await commands.stored(result.call_id) == b""
+
+
+async def test_a_command_in_the_background_is_left_to_a_follower_at_once(commands: Commands) -> None:
+    progress = await commands.begin("sleep 1; echo done", background=True)
+    assert progress.running is not None
+    assert (progress.running.background, progress.running.bounded) == (True, False)
+    result = await commands.follow_to_the_end(progress.running)
+    assert (result.status, result.stdout) == ("completed", "done\n")
+    assert result.output_files is not None
+    assert await commands.stored(progress.call_id) == b"done\n"
+
+
+async def test_a_background_command_with_a_timeout_is_ended_by_it(commands: Commands) -> None:
+    place = await commands.leave("echo some; sleep 60", background=True, timeout=700)
+    assert place.bounded
+    assert (await commands.follow_to_the_end(place)).status == "timed_out"
+
+
+async def test_a_command_that_writes_too_much_is_ended_and_told_the_cap(commands: Commands) -> None:
+    place = await commands.leave("while :; do head -c 200000 /dev/zero; sleep 0.02; done", output_cap_bytes=5_000_000)
+    result = await commands.follow_to_the_end(place)
+    assert result.status == "cancelled"
+    assert "5000000 bytes" in (result.hint or "")
+    assert result.stdout_bytes > 5_000_000
+    assert len(await commands.stored(place.call_id)) == result.stdout_bytes
+
+
+async def test_a_call_that_was_cleaned_away_is_a_conflict_and_runs_no_more(provider: ProviderUnderTest) -> None:
+    commands = Commands(provider, await provider.created())
+    result = await commands.run("echo run >>ran")
+    folder = f".sandhold/calls/{result.call_id}"
+    await commands.sh(f"touch -d '2 days ago' {folder}/*")
+    await commands.clean(result.call_id)
+    assert (await commands.run("echo run >>ran", call_id=result.call_id)).status == "completed"
+    await commands.clean()
+    await commands.clean()
+    progress = await commands.begin("echo run >>ran", call_id=result.call_id)
+    assert progress.outcome is not None
+    assert progress.outcome.error is not None
+    assert progress.outcome.error.code is ErrorCode.CONFLICT
+    assert await commands.sh(f"cat ran; ls {folder} 2>/dev/null || true") == "run\n"
+    await provider.delete(commands.ref)
+    await commands.clean()  # nothing to clean where nothing runs
+
+
+async def test_fault_19_fifty_commands_at_once_end_with_their_own_results(commands: Commands) -> None:
+    """None shares a shell with another."""
     results = await asyncio.gather(*(commands.run(f"sleep 1; echo {n}; exit {n}") for n in range(50)))
     assert [(result.exit_code, result.stdout) for result in results] == [(n, f"{n}\n") for n in range(50)]
 
@@ -293,8 +361,8 @@ async def test_a_sandbox_that_is_stopped_or_gone_is_told_as_such(provider: Provi
     assert lost.value.type == SandboxSignal.LOST
 
 
-async def test_every_process_killed_at_once_is_interrupted(commands: Commands) -> None:
-    """As the kernel does when memory runs out: nobody waits for a timeout (known weakness 2)."""
+async def test_fault_2_every_process_killed_at_once_is_interrupted_at_once(commands: Commands) -> None:
+    """As the kernel does when memory runs out: nobody waits for a timeout."""
     call_id = new_call_id()
     place = await commands.leave("sleep 60", call_id=call_id)
     following = asyncio.create_task(commands.follow([place]))

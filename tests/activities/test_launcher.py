@@ -74,17 +74,19 @@ async def test_stdout_and_stderr_are_kept_apart_and_the_exit_code_is_exact(machi
         ("", 0, b""),
     ],
 )
-async def test_scripts_are_data_and_end_as_they_say(machine: Machine, script: str, code: int, stdout: bytes) -> None:
+async def test_fault_1_and_2_scripts_are_data_and_end_as_they_say(
+    machine: Machine, script: str, code: int, stdout: bytes
+) -> None:
     report = await machine.run(script)
     assert (report.state, report.reason, report.stdout.head) == ("ended", None, stdout)
     assert report.exit_code == code or (script == "if" and report.exit_code in {1, 2})
 
 
-async def test_a_command_that_reads_stdin_finds_its_end(machine: Machine) -> None:
+async def test_fault_3_a_command_that_reads_stdin_finds_its_end(machine: Machine) -> None:
     assert (await machine.run("cat; read line || echo none")).stdout.head == b"none\n"
 
 
-async def test_a_background_grandchild_that_holds_stdout_delays_nothing_and_lives_on(machine: Machine) -> None:
+async def test_fault_3_a_background_grandchild_that_holds_stdout_delays_nothing_and_lives_on(machine: Machine) -> None:
     call_id = new_call_id()
     report = await machine.run("sleep 50 & echo started", call_id=call_id, timeout_s=100)
     assert report.stdout.head == b"started\n"
@@ -93,7 +95,7 @@ async def test_a_background_grandchild_that_holds_stdout_delays_nothing_and_live
     os.kill(left[0], signal.SIGKILL)
 
 
-async def test_a_bad_cwd_is_an_error_before_anything_runs(machine: Machine) -> None:
+async def test_fault_1_a_bad_cwd_is_an_error_before_anything_runs(machine: Machine) -> None:
     (machine.home / "file").touch()
     for cwd, kind in [("/nowhere; touch ran", "cwd_missing"), ("file", "cwd_not_a_directory")]:
         call_id = new_call_id()
@@ -189,7 +191,7 @@ async def test_output_of_any_size_is_counted_exactly_and_told_within_the_window(
         assert data.endswith(seen.tail)
 
 
-async def test_many_racers_start_a_command_once(machine: Machine) -> None:
+async def test_fault_5_many_racers_start_a_command_once(machine: Machine) -> None:
     call_id = new_call_id()
     script = "echo run >>ran; sleep 0.2; echo done"
     reports = await asyncio.gather(*(machine.run(script, call_id=call_id, again=n > 0) for n in range(20)))
@@ -198,7 +200,7 @@ async def test_many_racers_start_a_command_once(machine: Machine) -> None:
     assert {report.exit_code for report in reports} == {0}
 
 
-async def test_a_command_is_not_run_again_by_a_retry_whenever_the_request_was_killed(machine: Machine) -> None:
+async def test_fault_5_a_command_is_not_run_again_by_a_retry_whenever_the_request_was_killed(machine: Machine) -> None:
     moments = random.Random(7)
 
     async def round_of(number: int) -> None:
@@ -215,7 +217,7 @@ async def test_a_command_is_not_run_again_by_a_retry_whenever_the_request_was_ki
         await asyncio.gather(*(round_of(number) for number in range(first, first + 4)))
 
 
-async def test_a_timeout_ends_the_group_and_what_left_it_and_keeps_the_output(machine: Machine) -> None:
+async def test_fault_6_a_timeout_ends_the_group_and_what_left_it_and_keeps_the_output(machine: Machine) -> None:
     call_id = new_call_id()
     script = "echo before; trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep 60' & sleep 60; sleep 60"
     report = await machine.run(script, call_id=call_id, timeout_s=0.3, grace_s=0.3)
@@ -387,7 +389,7 @@ async def test_another_script_under_the_same_call_id_is_told_apart(machine: Mach
     assert not (machine.home / "ran").exists()
 
 
-async def test_two_commands_at_once_share_nothing(machine: Machine) -> None:
+async def test_fault_19_two_commands_at_once_share_nothing(machine: Machine) -> None:
     """Neither a directory, nor variables, nor a timeout."""
     slow = asyncio.create_task(machine.run("cd /; shared=1; sleep 0.8; pwd"))
     quick = await machine.run("sleep 60", timeout_s=0.2)

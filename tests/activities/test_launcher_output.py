@@ -40,7 +40,12 @@ async def test_a_background_command_is_answered_as_soon_as_it_runs_and_has_no_ti
 
 async def test_a_command_that_writes_more_than_its_cap_is_ended_with_all_it_started(machine: Machine) -> None:
     call_id = new_call_id()
-    report = await machine.run("setsid sleep 61 & yes >&2", call_id=call_id, cap_bytes=100_000, timeout_s=None)
+    report = await machine.run(
+        "setsid sleep 61 & while :; do head -c 9000 /dev/zero >&2; sleep 0.02; done",
+        call_id=call_id,
+        cap_bytes=100_000,
+        timeout_s=None,
+    )
     assert (report.state, report.reason, report.cap_bytes) == ("ended", "output_limit", 100_000)
     assert report.stderr.size > 100_000
     assert processes_with(f"SANDHOLD_CALL={call_id}/".encode()) == []

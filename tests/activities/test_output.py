@@ -17,6 +17,9 @@ from activities.output import (
     clean,
     exec_result,
     shown,
+    status_of,
+    window,
+    with_files,
 )
 
 KIB = 1024
@@ -156,7 +159,24 @@ def test_the_end_that_we_brought_about_is_told_as_such() -> None:
     assert exec_result("c", ended(code=0), "auto", asked_to_end=True).status == "completed"
 
 
-@pytest.mark.parametrize("state", ["interrupted", "absent"])
+def test_a_command_that_wrote_too_much_is_cancelled_and_its_hint_names_the_cap() -> None:
+    report = ended(b"so far", code=143, reason="output_limit", cap_bytes=1_000_000)
+    result = exec_result("c", report, "auto")
+    assert (result.status, result.exit_code, result.stdout) == ("cancelled", 143, "so far")
+    assert "1000000 bytes" in (result.hint or "")
+
+
+def test_whole_output_in_storage_is_told_by_its_folders() -> None:
+    files = with_files(exec_result("..", ended(), "auto")).output_files
+    assert files is not None
+    assert (files.stdout, files.stderr) == ("calls/%2E./stdout", "calls/%2E./stderr")
+
+
+def test_a_running_command_is_told_as_running() -> None:
+    assert status_of(CallReport("c", "running")) == "running"
+
+
+@pytest.mark.parametrize("state", ["interrupted", "absent", "cleaned"])
 def test_a_command_without_an_end_was_interrupted_unless_it_was_to_be_cancelled(state: str) -> None:
     report = CallReport("c", state, stdout=whole(b"until then"))  # type: ignore[arg-type]
     result = exec_result("c", report, "auto")
@@ -201,3 +221,33 @@ def test_cleaning_any_bytes_twice_changes_nothing_more(raw: bytes) -> None:
     once = clean(raw)
     assert "\r" not in once
     assert clean(once.encode()) == once or "\x1b" in raw.decode("utf-8", "replace")
+
+
+@given(st.text(max_size=400).map(str.encode), st.integers(4, 50), st.integers(0, 400))
+def test_windows_of_text_join_to_the_text_without_cutting_a_character(text: bytes, limit: int, known: int) -> None:
+    """Also while only a part of it is there yet."""
+    told, at = "", 0
+    for size in (min(known, len(text)), len(text)):
+        last = size == len(text)
+        while at < size:
+            piece, taken = window(text[at:size], limit, last=last)
+            assert taken <= limit
+            assert "\ufffd" not in piece or "\ufffd" in text.decode()
+            assert clean(text[at : at + taken]) == piece
+            if not taken:
+                assert not last
+                assert size - at < 4
+                break
+            told, at = told + piece, at + taken
+    assert at == len(text)
+    if not {b"\r", b"\x1b"} & {text[n : n + 1] for n in range(len(text))}:
+        assert told.encode() == text
+
+
+@given(st.binary(max_size=300), st.integers(4, 50))
+def test_windows_of_any_bytes_move_on_to_the_end(raw: bytes, limit: int) -> None:
+    at = 0
+    while at < len(raw):
+        _, taken = window(raw[at:], limit, last=True)
+        assert 0 < taken <= limit
+        at += taken

@@ -1,0 +1,242 @@
+"""A follower and what it stores: all output, while the command runs, in bounded memory, whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities import following as following_module
+from sandhold.contracts.steps import CommandPlace, FollowCommandsResult, FollowCommandsStep, SandboxRef, StoredOutput
+from sandhold.storage import SegmentReader
+from sandhold.storage.segments import SEGMENT_BYTES
+from tests.activities.commands_under_test import EXECUTE, Commands, new_call_id
+from tests.activities.provider_under_test import ProviderUnderTest
+from tests.local_daytona_faults import FaultPlan
+
+OUTPUT_BYTES = int(os.environ.get("SANDHOLD_TEST_OUTPUT_BYTES", "67108864"))
+"""How much output the memory test follows; `make output-memory` follows a gibibyte."""
+GROWTH_BYTES = 64 * 1024 * 1024
+
+
+@pytest.fixture
+def commands(provider: ProviderUnderTest, shared_sandbox: SandboxRef) -> Commands:
+    return Commands(provider, shared_sandbox)
+
+
+async def until_stored(commands: Commands, call_id: str, size: int) -> bytes:
+    async with asyncio.timeout(30):
+        while len(stored := await commands.stored(call_id)) < size:
+            await asyncio.sleep(0.05)
+    return stored
+
+
+def following(
+    commands: Commands, places: Iterable[CommandPlace], environment: ActivityEnvironment | None = None
+) -> asyncio.Task[FollowCommandsResult]:
+    step = FollowCommandsStep(ref=commands.ref, commands=list(places))
+    run = commands.provider.run(commands.following.follow_commands, step, environment=environment)
+    return asyncio.create_task(run)
+
+
+async def crash(follower: asyncio.Task[FollowCommandsResult]) -> None:
+    follower.cancel()
+    await asyncio.wait([follower])
+
+
+async def test_output_is_in_storage_while_the_command_runs(commands: Commands) -> None:
+    place = await commands.leave("echo one; echo err >&2; sleep 2; echo two; sleep 60", background=True)
+    follower = following(commands, [place])
+    assert await until_stored(commands, place.call_id, 4) == b"one\n"
+    assert await commands.stored(place.call_id, "stderr") == b"err\n"
+    assert await until_stored(commands, place.call_id, 8) == b"one\ntwo\n"
+    await commands.stop(place.call_id, grace_s=0)
+    (progress,) = (await follower).ended
+    result = await commands.result(progress)
+    assert progress.status == result.status == "cancelled"
+    assert (result.stdout, result.stderr) == ("one\ntwo\n", "err\n")
+    assert result.output_files is not None
+    assert result.output_files.stdout == f"calls/{place.call_id}/stdout"
+
+
+async def test_a_quiet_command_costs_nothing_in_storage(commands: Commands) -> None:
+    place = await commands.leave("sleep 1.5", background=True)
+    result = await commands.follow_to_the_end(place)
+    assert result.output_files is None
+    names = [
+        name async for name, _ in commands.provider.storage.list(commands.ref.session_id, f"calls/{place.call_id}")
+    ]
+    assert names == []
+
+
+async def test_a_follower_that_crashed_leaves_a_whole_stream_to_the_next(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes a segment again writes the same."""
+    written: dict[str, set[str]] = {}
+    put = commands.provider.storage.put_bytes
+
+    async def noted(session_id: str, path: str, data: bytes) -> None:
+        if not path.endswith(".part"):
+            written.setdefault(path, set()).add(hashlib.sha256(data).hexdigest())
+        await put(session_id, path, data)
+
+    monkeypatch.setattr(commands.provider.storage, "put_bytes", noted)
+    chunks = "i=0; while [ $i -lt 30 ]; do i=$((i + 1)); head -c 400000 /dev/urandom; sleep 0.05; done"
+    script = f"{chunks}; sha256sum ~/.sandhold/calls/$CALL/stdout >&2"
+    call_id = new_call_id()
+    place = await commands.leave(script.replace("$CALL", call_id), call_id=call_id, background=True)
+    details: list[Any] = []
+    seen = b""
+    for _ in range(3):
+        environment = ActivityEnvironment()
+        environment.info = dataclasses.replace(environment.info, heartbeat_details=details)
+        environment.on_heartbeat = lambda *told: details.__setitem__(slice(None), told)
+        follower = following(commands, [place], environment)
+        await until_stored(commands, call_id, len(seen) + 700_000)
+        await crash(follower)
+        again = await commands.stored(call_id)
+        assert again.startswith(seen)
+        seen = again
+    result = await commands.follow_to_the_end(place)
+    stored = await commands.stored(call_id)
+    assert len(stored) == result.stdout_bytes == 12_000_000
+    assert stored.startswith(seen)
+    assert hashlib.sha256(stored).hexdigest() == result.stderr.split()[0]
+    assert sorted(written)[0].endswith("/stderr/00000000000000000000")
+    assert {len(digests) for digests in written.values()} == {1}
+    offsets = [int(path.rsplit("/", 1)[1]) for path in sorted(written) if "/stdout/" in path]
+    assert offsets == [n * SEGMENT_BYTES for n in range(12)]
+
+
+async def test_a_retry_goes_on_from_the_heartbeats_of_the_attempt_before(commands: Commands) -> None:
+    size = 2 * SEGMENT_BYTES + 10
+    place = await commands.leave(f"head -c {size} /dev/zero; sleep 60", background=True)
+    environment = ActivityEnvironment()
+    details = [{place.call_id: StoredOutput(stdout_bytes=2 * SEGMENT_BYTES).model_dump()}]
+    environment.info = dataclasses.replace(environment.info, heartbeat_details=details)
+    beats: list[Any] = []
+    environment.on_heartbeat = lambda *told: beats.append(told[0])
+    follower = following(commands, [place], environment)
+    await asyncio.sleep(2)
+    await commands.stop(place.call_id, grace_s=0)
+    told = await follower
+    assert beats[0] == details[0]
+    assert told.stored[place.call_id] == StoredOutput(stdout_bytes=2 * SEGMENT_BYTES)
+    folder = f"calls/{place.call_id}/stdout"
+    names = [name async for name, _ in commands.provider.storage.list(commands.ref.session_id, folder)]
+    assert names == [f"{2 * SEGMENT_BYTES:020d}"]
+
+
+async def test_a_follower_returns_after_much_output_so_that_it_is_on_record(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following_module, "STORED_PER_ATTEMPT_BYTES", 2 * SEGMENT_BYTES)
+    place = await commands.leave("head -c 9000000 /dev/zero; sleep 60", background=True)
+    told = await following(commands, [place])
+    assert told.ended == []
+    stored = told.stored[place.call_id].stdout_bytes
+    assert stored >= 2 * SEGMENT_BYTES
+    assert stored % SEGMENT_BYTES == 0
+    await commands.stop(place.call_id, grace_s=0)
+    result = await commands.follow_to_the_end(place.model_copy(update={"stored": told.stored[place.call_id]}))
+    assert result.stdout_bytes == len(await commands.stored(place.call_id)) == 9_000_000
+
+
+async def test_fault_9_no_fault_on_the_way_tears_the_output(commands: Commands, faults: FaultPlan) -> None:
+    script = "i=0; while [ $i -lt 40 ]; do i=$((i + 1)); seq $((i * 1000)) $((i * 1000 + 9999)); sleep 0.1; done"
+    place = await commands.leave(script, background=True)
+    for number, fault in enumerate(
+        (
+            {"effect": "status", "status": 502},
+            {"effect": "reset_before"},
+            {"effect": "reset_during"},
+            {"effect": "answer_lost"},
+            {"effect": "status", "status": 429, "headers": {"Retry-After": "0"}},
+            {"effect": "status", "status": 504},
+            {"effect": "status", "status": 200, "body": {"exitCode": 137, "result": "<half an answer"}},
+        )
+    ):
+        await faults.add(**EXECUTE, **fault, skip=number, times=1)
+    result = await commands.follow_to_the_end(place)
+    expected = "".join(f"{n}\n" for i in range(1, 41) for n in range(i * 1000, i * 1000 + 10_000)).encode()
+    assert (result.status, result.exit_code, result.stdout_bytes) == ("completed", 0, len(expected))
+    assert await commands.stored(place.call_id) == expected
+
+
+async def test_many_commands_share_a_follower_and_keep_their_output_apart(commands: Commands) -> None:
+    async def begin(number: int) -> CommandPlace:
+        return await commands.leave(f"head -c 1500000 /dev/zero | tr '\\0' {number}; sleep 0.{number}", background=True)
+
+    places = await asyncio.gather(*(begin(number) for number in range(1, 9)))
+    left = {place.call_id: place for place in places}
+    while left:
+        told = await following(commands, left.values())
+        for call_id, stored in told.stored.items():
+            left[call_id] = left[call_id].model_copy(update={"stored": stored})
+        for progress in told.ended:
+            assert (await commands.result(progress)).stdout_bytes == 1_500_000
+            del left[progress.call_id]
+    for number, place in enumerate(places, start=1):
+        assert await commands.stored(place.call_id) == str(number).encode() * 1_500_000
+
+
+async def test_what_a_left_behind_process_writes_is_not_waited_for(commands: Commands) -> None:
+    place = await commands.leave("(while :; do echo more; sleep 0.01; done) & sleep 0.5; echo end", background=True)
+    result = await commands.follow_to_the_end(place)
+    assert result.status == "completed"
+    stored = await commands.stored(place.call_id)
+    assert len(stored) >= result.stdout_bytes
+    assert b"end\n" in stored
+    await commands.sh("pkill -f 'echo mor[e]' || true")
+
+
+async def test_much_output_is_stored_whole_in_little_memory(provider: ProviderUnderTest) -> None:
+    commands = Commands(provider, await provider.created(size="large"))
+    call_id = new_call_id()
+    place = await commands.leave(
+        f"seq 100000000000 300000000000 | head -c {OUTPUT_BYTES}",
+        call_id=call_id,
+        output_cap_bytes=2**40,
+        timeout=600_000,
+    )
+    start = memory_now()
+    forget_memory_peak()
+    result = await commands.follow_to_the_end(place)
+    grown = memory_peak() - start
+    digest, size = hashlib.sha256(), 0
+    async for piece in SegmentReader(provider.storage).chunks(commands.ref.session_id, call_id, "stdout"):
+        digest.update(piece)
+        size += len(piece)
+    assert size == result.stdout_bytes == OUTPUT_BYTES
+    assert len(result.stdout) <= 512
+    assert digest.hexdigest() == (await commands.sh(f"sha256sum <.sandhold/calls/{call_id}/stdout")).split()[0]
+    assert grown < GROWTH_BYTES, f"memory grew by {grown / 2**20:.0f} MiB"
+    print(f"{OUTPUT_BYTES} bytes followed, memory grew by {grown / 2**20:.1f} MiB")
+    await provider.delete(commands.ref)
+
+
+def memory_now() -> int:
+    return _status("VmRSS")
+
+
+def memory_peak() -> int:
+    return _status("VmHWM")
+
+
+def forget_memory_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) * 1024
