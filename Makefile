@@ -43,6 +43,10 @@ histories: setup ## Record the main scenarios for the replay tests, once per rel
 bench: setup ## Measure what a call costs here: make bench BENCH="--long --json FILE"
 	@exec $(BIN)/python -m bench $(BENCH)
 
+# CHAOS takes further options: make chaos CHAOS="--kind worker --no-fifty"
+chaos: setup ## Kill worker, provider connections and Temporal under running commands: make chaos ROUNDS=20 SEED=1a2b
+	@exec $(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),100) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
 check: setup ## Lint, type-check strictly, check import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

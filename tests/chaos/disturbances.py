@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from random import Random
 from typing import Any
@@ -65,7 +65,7 @@ async def cut_provider(breakable: BreakableStack, session: Session, random: Rand
     return sum([await faults.hits(rule) for rule in rules])
 
 
-_WAYS: dict[Kind, Callable[[BreakableStack, Session, Random, float], Awaitable[int]]] = {
+_WAYS: dict[Kind, Callable[[BreakableStack, Session, Random, float], Coroutine[Any, Any, int]]] = {
     Kind.WORKER: kill_worker,
     Kind.PROVIDER: cut_provider,
     Kind.TEMPORAL: kill_temporal,
@@ -85,7 +85,7 @@ async def _kill_again_and_again(part: Part, random: Random, for_s: float, *, dow
 
 
 async def _at_random_moments(
-    act: Callable[[], Awaitable[None]], random: Random, for_s: float, *, most_s: float
+    act: Callable[[], Coroutine[Any, Any, None]], random: Random, for_s: float, *, most_s: float
 ) -> None:
     """`act` at least once, and again as long as the time lasts, each after a pause of up to `most_s`."""
     until = asyncio.get_running_loop().time() + for_s

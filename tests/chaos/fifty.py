@@ -8,9 +8,6 @@ import time
 from sandhold.contracts.tools import ExecResult
 from tests.stack import Stack
 
-FIRST_REQUESTS_S = 12.0
-"""The requests that start the commands wait for 8 s of them; then all are followed."""
-
 
 async def fifty_commands(stack: Stack, *, seconds: float) -> list[float]:
     """The seconds that short calls took, one after the other, while the fifty ran. All fifty end right."""

@@ -12,8 +12,8 @@ from tests.chaos.breakable import BreakableStack
 from tests.chaos.commands import PlannedCommand, counters, planned
 from tests.chaos.disturbances import Kind, disturb
 
-CALLED_WITHIN_S = 2.5
-CHAOS_S = 8.0
+CALLED_WITHIN_S = 1.5
+CHAOS_S = 7.0
 ENDED_WITHIN_S = 120.0
 
 

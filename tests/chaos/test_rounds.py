@@ -1,6 +1,6 @@
 """Whatever dies at whatever moment: a command is started once, and its whole outcome reaches its caller.
 
-`make chaos` runs many more rounds; a failure here names the seed, which repeats its plan: `make chaos SEED=...`.
+`make chaos` runs many more rounds; a failure names the seed, and SANDHOLD_CHAOS_SEED repeats its plan here.
 """
 
 from __future__ import annotations
