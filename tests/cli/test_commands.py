@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -12,15 +11,10 @@ from pathlib import Path
 import pytest
 
 from sandhold.client import Session
-from tests.cli.process import Finished, finished, sandhold, started
+from tests.cli.process import sandhold
 from tests.stack import Stack, environment_of
 
-FAILING_SCRIPT = "echo out; echo err >&2; exit 42"
 ENVELOPE = {"call_id", "session_id", "sandbox_id", "tool", "status", "ok", "result", "error"}
-
-
-async def in_a_process(*arguments: str, env: Mapping[str, str]) -> Finished:
-    return await finished(await started(*arguments, env=env))
 
 
 @pytest.fixture(scope="module")
@@ -106,39 +100,6 @@ async def test_one_call_id_is_one_call_also_without_waiting(env: Mapping[str, st
     ended = await sandhold(*call, env=env)
     assert (ended.code, ended.document["result"]["stdout"]) == (0, "done\n")
     assert (await session.read_file("box", "counted")).content == "once\n"
-
-
-async def test_exec_writes_both_streams_and_exits_with_the_commands_code(
-    env: Mapping[str, str], session: Session
-) -> None:
-    def run(*words: str, options: tuple[str, ...] = ()) -> asyncio.Task[Finished]:
-        return asyncio.create_task(sandhold("exec", session.session_id, "box", *options, "--", *words, env=env))
-
-    script = asyncio.create_task(in_a_process("exec", session.session_id, "box", "--", FAILING_SCRIPT, env=env))
-    words = run("printf", "%s|", "a b", "--json")
-    as_json = run("exit 7", options=("--json",))
-    slow = run("sleep 30", options=("--timeout", "0.5"))
-    wrong = asyncio.create_task(sandhold("exec", session.session_id, "nobody", "--", "true", env=env))
-    assert await script == Finished(42, "out\n", "err\n")
-    assert await words == Finished(0, "a b|--json|", "")
-    assert ((await as_json).code, (await as_json).document["result"]["exit_code"]) == (7, 7)
-    assert ((await slow).code, "timed out" in (await slow).err) == (124, True)
-    assert ((await wrong).code, (await wrong).out) == (3, "")
-
-
-async def test_ctrl_c_is_130_without_a_traceback_and_says_how_to_go_on(
-    env: Mapping[str, str], session: Session
-) -> None:
-    process = await started("exec", session.session_id, "box", "--call-id", "held", "--", "sleep 3; echo end", env=env)
-    async with asyncio.timeout(30):
-        while await session.result("held", "box") is None:
-            await asyncio.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    ended = await finished(process)
-    assert (ended.code, ended.out) == (130, "")
-    assert "--call-id held" in ended.err
-    again = await sandhold("exec", session.session_id, "box", "--call-id", "held", "--", "sleep 3; echo end", env=env)
-    assert (again.code, again.out) == (0, "end\n")
 
 
 async def test_setup_and_doctor_find_a_healthy_stack(env: Mapping[str, str]) -> None:

@@ -36,6 +36,7 @@ GOOD: dict[ToolName, dict[str, Any]] = {
     ToolName.WRITE_FILE: {**BOX, "path": "x", "content": "", "encoding": "base64", "mode": "0755", "append": True},
     ToolName.LIST_SANDBOXES: {},
     ToolName.MANAGE_SANDBOX: {**BOX, "action": "stop"},
+    ToolName.COMMAND: {**BOX, "action": "read", "call_id": "c", "stdout_offset": 1, "stderr_offset": 2, "wait_ms": 3},
 }
 BAD: list[tuple[ToolName, Any, str]] = [
     (ToolName.LIST_SANDBOXES, {"x": 1}, "x"),
@@ -78,6 +79,8 @@ BAD: list[tuple[ToolName, Any, str]] = [
     (ToolName.WRITE_FILE, {**BOX, "path": "x", "content": "a", "mode": 755}, "mode"),
     (ToolName.MANAGE_SANDBOX, {**BOX, "action": "explode"}, "action"),
     (ToolName.MANAGE_SANDBOX, {"action": "stop"}, "sandbox_id"),
+    (ToolName.EXEC, {**BOX, "command": "x", "stdin": True}, "stdin needs background"),
+    (ToolName.EXEC, {**BOX, "command": "x", "background": "yes"}, "background"),
 ]
 
 

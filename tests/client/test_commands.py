@@ -1,0 +1,183 @@
+"""Commands as a client sees them: their output byte for byte, at any time, whatever has become of the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandhold.client import Sandhold, Session
+from sandhold.client.commands import INPUT_BYTES, Command, Stream
+from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.contracts.names import sandbox_workflow_id
+from tests.stack import Stack
+from tests.workflows.waiting import eventually
+
+ANY_BYTES = r"printf 'a\000b\377\033[31mred\r\n'; printf '\200err\000' >&2"
+ANY_OUT, ANY_ERR = b"a\0b\xff\x1b[31mred\r\n", b"\x80err\0"
+FOR_EVER = "echo begun; sleep 4321"
+
+
+@pytest.fixture(scope="module")
+async def session(shared_stack: Stack) -> AsyncIterator[Session]:
+    """A session with one started sandbox, `box`."""
+    session = await shared_stack.open()
+    await session.create_sandbox(sandbox_id="box")
+    yield session
+    await session.end()
+
+
+async def output_of(command: Command, **options: Any) -> dict[Stream, bytes]:
+    """Both streams as they came; each chunk begins where the one before has ended."""
+    came: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
+    begin: dict[Stream, int] = {
+        "stdout": options.get("stdout_offset", 0),
+        "stderr": options.get("stderr_offset", 0),
+    }
+    async for chunk in command.output(**options):
+        assert chunk.offset == begin[chunk.stream] + len(came[chunk.stream])
+        came[chunk.stream] += chunk.data
+    return came
+
+
+async def begun(command: Command) -> None:
+    """The first line of FOR_EVER can be read."""
+    await eventually(
+        lambda: output_of(command, follow=False), lambda came: came["stdout"] == b"begun\n", "the first line"
+    )
+
+
+async def refused(waiting: Any) -> ToolFailure:
+    with pytest.raises(ToolFailure) as failure:
+        await waiting
+    return failure.value
+
+
+async def test_output_comes_while_the_command_runs_and_from_any_offset_later(session: Session) -> None:
+    command = await session.start(
+        "box", "echo one; echo err >&2; until [ -e go ]; do sleep 0.1; done; echo two; exit 5"
+    )
+    output = command.output()
+    first = {(await anext(output)).data, (await anext(output)).data}
+    assert first == {b"one\n", b"err\n"}
+    assert (await command.state()).status == "running"
+    await session.write_file("box", "go", "")
+    assert [chunk.data async for chunk in output] == [b"two\n"]
+    assert (await command.wait()).exit_code == 5
+    assert await output_of(command, stdout_offset=4, stderr_offset=4) == {"stdout": b"two\n", "stderr": b""}
+
+
+async def test_bytes_of_any_value_come_unchanged_from_short_and_from_long_commands(session: Session) -> None:
+    await session.exec("box", ANY_BYTES, call_id="any-short")
+    long = await session.start("box", f"{ANY_BYTES}; sleep 1; {ANY_BYTES}")
+    short = await output_of(session.command("box", "any-short"))
+    assert short == {"stdout": ANY_OUT, "stderr": ANY_ERR}
+    assert await output_of(long) == {"stdout": ANY_OUT * 2, "stderr": ANY_ERR * 2}
+    late = await output_of(session.command("box", "any-short"), stdout_offset=3)
+    assert late == {"stdout": ANY_OUT[3:], "stderr": ANY_ERR}
+
+
+async def test_a_command_is_known_from_the_moment_its_call_is(session: Session) -> None:
+    running = asyncio.create_task(session.exec("box", "sleep 2; echo end", call_id="in-front"))
+    await eventually(lambda: session.result("in-front", "box"), lambda known: known is not None, "the call")
+    command = session.command("box", "in-front")
+    assert await output_of(command) == {"stdout": b"end\n", "stderr": b""}
+    assert (await command.wait()) == await running
+
+
+async def test_an_unknown_command_is_refused_and_so_is_a_call_that_is_none(session: Session) -> None:
+    await session.write_file("box", "x", "x", call_id="no-command")
+    for call_id in ("never-was", "no-command"):
+        command = session.command("box", call_id)
+        for asked in (command.state(), output_of(command), command.wait(), command.cancel()):
+            failure = await refused(asked)
+            assert failure.error.code is ErrorCode.INVALID_ARGUMENTS
+            assert call_id in failure.error.message
+
+
+async def test_no_sandbox_and_no_session_are_told_as_such(session: Session, shared_stack: Stack) -> None:
+    nobody = await refused(output_of(session.command("nobody", "c")))
+    assert nobody.error.code is ErrorCode.SANDBOX_NOT_FOUND
+    nowhere = await refused(shared_stack.sandhold.session("never-was").command("box", "c").wait())
+    assert nowhere.error.code is ErrorCode.SESSION_NOT_FOUND
+
+
+async def test_input_is_written_once_per_call_id_and_signals_arrive(session: Session) -> None:
+    # A read that a signal interrupts fails (dash).
+    script = "trap 'echo caught' USR1; until [ \"$line\" = end ]; do read -r line && echo $line; done; cat"
+    command = await session.start("box", script, stdin=True)
+    for _ in range(2):
+        await command.write(b"hi\n", call_id=f"{command.call_id}.in-1")
+    await eventually(lambda: output_of(command, follow=False), lambda came: came["stdout"] == b"hi\n", "the line")
+    await command.signal("USR1")
+    await command.write(b"end\n")
+    await command.write(b"", close=True)
+    assert (await command.wait()).status == "completed"
+    assert await output_of(command) == {"stdout": b"hi\ncaught\nend\n", "stderr": b""}
+    late = await refused(command.write(b"late"))
+    assert late.error.code is ErrorCode.CONFLICT
+    much = await refused(command.write(b"x" * (INPUT_BYTES + 1)))
+    assert much.error.code is ErrorCode.INVALID_ARGUMENTS
+
+
+async def test_as_much_input_as_one_write_takes_arrives_whole(session: Session) -> None:
+    data = bytes(range(256)) * (INPUT_BYTES // 256)
+    command = await session.start("box", "cat", stdin=True)
+    await command.write(data, close=True)
+    assert (await output_of(command))["stdout"] == data
+
+
+async def test_a_cancelled_command_keeps_its_output(session: Session) -> None:
+    command = await session.start("box", FOR_EVER)
+    await begun(command)
+    assert (await command.cancel()).status == "cancelled"
+    assert (await command.cancel()).status == "cancelled"
+    assert (await command.wait()).status == "cancelled"
+    assert (await output_of(command))["stdout"] == b"begun\n"
+
+
+async def test_output_stays_readable_when_the_sandbox_stops_and_when_the_session_ends(stack: Stack) -> None:
+    session = await stack.open()
+    await session.create_sandbox(sandbox_id="box")
+    await session.exec("box", "echo short", call_id="short")
+    command = await session.start("box", FOR_EVER)
+    await begun(command)
+    following = asyncio.create_task(output_of(command))
+    await session.manage_sandbox("box", "stop")
+    assert (await following)["stdout"] == b"begun\n"
+    assert (await command.wait()).status in {"cancelled", "interrupted"}
+    await session.end()
+    for ended, text in ((command, b"begun\n"), (session.command("box", "short"), b"short\n")):
+        assert (await output_of(ended))["stdout"] == text
+        assert (await ended.wait()).status != "running"
+
+
+async def test_a_command_whose_workflow_was_terminated_is_interrupted_and_keeps_its_output(stack: Stack) -> None:
+    session = await stack.open()
+    await session.create_sandbox(sandbox_id="box")
+    command = await session.start("box", FOR_EVER)
+    await begun(command)
+    following, waiting = asyncio.create_task(output_of(command)), asyncio.create_task(refused(command.wait()))
+    handle = stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, "box"))
+    await handle.terminate("an operator")
+    assert (await following)["stdout"] == b"begun\n"
+    assert (await waiting).error.code in {
+        ErrorCode.INTERRUPTED,
+        ErrorCode.SANDBOX_LOST,
+        ErrorCode.SANDBOX_NOT_FOUND,
+        ErrorCode.INVALID_ARGUMENTS,
+    }
+    await session.end()
+    assert (await output_of(command))["stdout"] == b"begun\n"
+
+
+async def test_output_in_another_storage_is_not_taken_for_none(session: Session, stack: Stack, tmp_path: Path) -> None:
+    command = await session.start("box", "sleep 1; echo there")
+    await command.wait()
+    elsewhere = stack.settings.model_copy(update={"storage_url": (tmp_path / "storage").as_uri()})
+    split = Sandhold(stack.temporal, elsewhere).session(session.session_id).command("box", command.call_id)
+    failure = await refused(output_of(split))
+    assert "different storages" in failure.error.message
