@@ -92,7 +92,7 @@ async def test_a_signal_reaches_the_command_and_a_cancel_ends_all_it_started(sta
     await eventually(caught, lambda text: text.endswith("caught\n"), "the signal")
     cancelled = await command(session, box, "cancel", call_id)
     assert cancelled["status"] == "cancelled"
-    assert (await exec_ok(session, box, "pgrep -c sleep || true", output="normal"))["stdout"].strip() == "0"
+    assert (await exec_ok(session, box, "pgrep -cxf 'sleep 1000' || true", output="normal"))["stdout"].strip() == "0"
     await session.end()
 
 
