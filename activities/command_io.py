@@ -190,4 +190,3 @@ def _window(piece: Slice, offset: int, status: CommandStatus) -> tuple[str, int]
     raw = piece.beyond(offset)
     last = status != "running" and offset + len(raw) >= piece.size
     return window(raw, READ_WINDOW_BYTES, last=last)
-
