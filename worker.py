@@ -37,6 +37,7 @@ from activities.statuses import StatusActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
+from sandhold.replay_order import ReplayableRunner
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
@@ -116,7 +117,7 @@ def build_workers(
         workflows=[AgentSession, Sandbox],
         activities=activities.of_calls,
         interceptors=[MessageIntake()],
-        workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
+        workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
         identity=identity,
         max_concurrent_workflow_tasks=40,
         max_concurrent_activities=100,

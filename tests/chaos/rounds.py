@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from random import Random
 
+from sandhold.client import SandholdError
 from sandhold.contracts.tools import ExecResult
 from tests.chaos.breakable import BreakableStack
 from tests.chaos.commands import PlannedCommand, counters, planned
@@ -14,7 +15,7 @@ from tests.chaos.disturbances import Kind, disturb
 
 CALLED_WITHIN_S = 1.5
 CHAOS_S = 7.0
-ENDED_WITHIN_S = 120.0
+ENDED_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,21 @@ async def batch(breakable: BreakableStack, kind: Kind, seed: str, rounds: int) -
     running = [asyncio.create_task(command.run(session)) for command in commands]
     disturbances = await disturb(kind, breakable, session, random, CHAOS_S)
     await asyncio.wait(running, timeout=ENDED_WITHIN_S)
+    if breakable.worker.own_ends or breakable.temporal.own_ends:
+        print(f"ended by themselves: worker {breakable.worker.own_ends}, Temporal {breakable.temporal.own_ends}")
     counted = await counters(stack, session, commands)
     faults: list[str] = []
     for command, task in zip(commands, running, strict=True):
         faults += await _faults_of(breakable, command, task, counted[command.number], session.session_id)
-    outcome = await session.end()
-    if {row.outcome for row in outcome.sandboxes} != {"deleted"}:
-        faults.append(f"the session ended with {outcome.sandboxes}")
+    try:
+        outcome = await session.end(timeout=ENDED_WITHIN_S)
+    except SandholdError as error:
+        faults.append(f"{session.session_id} did not end: {error!r}")
+    else:
+        if {row.outcome for row in outcome.sandboxes} != {"deleted"}:
+            faults.append(f"{session.session_id} ended with {outcome.sandboxes}")
     if left := await stack.provider_sandboxes(session):
-        faults.append(f"{len(left)} sandboxes are left")
+        faults.append(f"{len(left)} sandboxes of {session.session_id} are left")
     return Batch(rounds, disturbances, time.monotonic() - began, faults)
 
 
