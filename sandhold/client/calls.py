@@ -21,7 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.client.absence import Absence
 from sandhold.client.errors import WaitTimeout
-from sandhold.client.requests import Backoff, Deadline, NoSlot, TemporalRequests
+from sandhold.client.requests import Backoff, Deadline, NeverRan, NoSlot, TemporalRequests
 from sandhold.contracts.calls import (
     INLINE_LIMIT_BYTES,
     MESSAGE_LIMIT_BYTES,
@@ -128,6 +128,8 @@ class Calls:
             return await self._requests.query(
                 workflow_id, RESULT_QUERY, call_id, answer=CallEnvelope, deadline=deadline
             )
+        except NeverRan:
+            return None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None

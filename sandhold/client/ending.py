@@ -66,7 +66,11 @@ class Ending:
             return await self._workflow_result(self._workflow_id, SessionOutcome, deadline)
         except WorkflowFailureError as failure:
             # Closed from outside: the server then told its sandboxes to clean up, and they tell how that went.
-            return await self._outcome_of_sandboxes(await status(deadline), failure, deadline)
+            try:
+                books = await status(deadline)
+            except SessionEnded:  # before it could have had a sandbox
+                return SessionOutcome(session_id=self._session_id, reason=_closed_how(failure), sandboxes=[])
+            return await self._outcome_of_sandboxes(books, failure, deadline)
         except RPCError as error:
             raise await self.refusal(error) from error
 

@@ -51,6 +51,7 @@ _NO_ANSWER = {
     RPCStatusCode.DATA_LOSS,
     RPCStatusCode.OUT_OF_RANGE,
 }
+_CLOSED_BEFORE_ITS_FIRST_TASK = "closed before WorkflowTaskStarted"  # server 1.32.0, for a query
 _WAITED_OUT = {RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED}
 _FOR_THE_CALLER = {RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.ALREADY_EXISTS}
 
@@ -97,6 +98,10 @@ class Backoff:
 
 class NoSlot(Exception):
     """The workflow has as many updates in flight as it may; the request was not delivered."""
+
+
+class NeverRan(Exception):
+    """The workflow was closed from outside before it did anything: there is nothing that it could tell."""
 
 
 class UpdateSlots:
@@ -241,6 +246,8 @@ class TemporalRequests:
                 elif error.status in _WAITED_OUT:
                     silent_since = None if await self._answers(deadline) else (silent_since or sent_at)
                 elif error.status is RPCStatusCode.FAILED_PRECONDITION:
+                    if _CLOSED_BEFORE_ITS_FIRST_TASK in error.message:
+                        raise NeverRan from error
                     silent_since = None  # no worker polls, or the workflow's own task is failing
                 else:
                     self._raise_refusal(error)

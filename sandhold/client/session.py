@@ -14,8 +14,8 @@ from sandhold.client.absence import Absence
 from sandhold.client.calls import Calls, as_tool_failure, failed, new_call_id
 from sandhold.client.commands import Command
 from sandhold.client.ending import Ending
-from sandhold.client.errors import SessionNotFound, WaitTimeout
-from sandhold.client.requests import Deadline, TemporalRequests
+from sandhold.client.errors import SessionEnded, SessionNotFound, WaitTimeout
+from sandhold.client.requests import Deadline, NeverRan, TemporalRequests
 from sandhold.client.rows import DEPLOYMENT_CAPABILITIES, ShownSession
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallEnvelope
@@ -258,7 +258,10 @@ class Session:
     # The session itself.
 
     async def status(self, *, timeout: float | None = None) -> SessionStatus:
-        """What the session says of itself, also after its end. Raises SessionNotFound."""
+        """What the session says of itself, also after its end.
+
+        Raises SessionNotFound, and SessionEnded when it was closed from outside before it did anything.
+        """
         return await self._status(Deadline.after(timeout))
 
     async def show(self, *, timeout: float | None = None) -> ShownSession:
@@ -330,7 +333,10 @@ class Session:
         is_open = await self._absence.session_is_open(deadline)
         if is_open is None:
             raise SessionNotFound(self.session_id)
-        status = await self._requests.query(self.workflow_id, STATUS_QUERY, answer=SessionStatus, deadline=deadline)
+        try:
+            status = await self._requests.query(self.workflow_id, STATUS_QUERY, answer=SessionStatus, deadline=deadline)
+        except NeverRan:
+            raise SessionEnded(self.session_id) from None
         return status if is_open else status.model_copy(update={"state": "ended"})
 
     async def _shown(self, status: SessionStatus, deadline: Deadline) -> list[ShownSandbox]:
@@ -343,7 +349,7 @@ class Session:
         workflow_id = sandbox_workflow_id(self.session_id, sandbox_id)
         try:
             return await self._requests.query(workflow_id, STATUS_QUERY, answer=SandboxStatus, deadline=deadline)
-        except (WaitTimeout, WorkflowQueryFailedError):
+        except (WaitTimeout, NeverRan, WorkflowQueryFailedError):
             return None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
@@ -353,7 +359,7 @@ class Session:
     async def _sandbox_ids(self, deadline: Deadline) -> list[str]:
         try:
             return [book.sandbox_id for book in (await self._status(deadline)).sandboxes]
-        except SessionNotFound:
+        except (SessionNotFound, SessionEnded):
             return []
 
 

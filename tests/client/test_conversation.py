@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sandhold.client import EndNotConfirmed, Sandhold, TemporalUnreachable, WaitTimeout
+from sandhold.client import EndNotConfirmed, Sandhold, SessionEnded, TemporalUnreachable, WaitTimeout
 from sandhold.client.requests import UPDATES_IN_FLIGHT
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
@@ -207,10 +207,22 @@ async def test_an_end_that_nothing_confirms_is_not_taken_for_one(speakers: Speak
     session = await speakers.session(on_the_books("box"), on_the_books("old", ended="deleted"))
     box = await speakers.sandbox(session)
     await box.terminate()
+    await session.status()  # It has run: what never did has no books.
     await speakers.temporal.get_workflow_handle(session.workflow_id).terminate()
     with pytest.raises(EndNotConfirmed) as failure:
         await session.end()
     assert failure.value.sandbox_ids == ["box"]
+
+
+async def test_a_session_that_was_closed_before_it_did_anything_has_ended_without_sandboxes(speakers: Speakers) -> None:
+    session = await speakers.session(task_queue="nobody")
+    await speakers.temporal.get_workflow_handle(session.workflow_id).terminate()
+    outcome = await session.end()
+    assert (outcome.reason, outcome.sandboxes) == ("terminated", [])
+    with pytest.raises(SessionEnded):
+        await session.status()
+    assert await session.result("any") is None
+    assert error_in(await session.call(MANAGE, START)).code is ErrorCode.SESSION_ENDED
 
 
 async def test_a_session_that_never_was_is_not_found(speakers: Speakers) -> None:
