@@ -39,7 +39,8 @@ FOLLOWERS_LIMIT = 3
 """Followers at work at once; a further one takes over the commands of all."""
 _GATHER_S = 0.1
 """Commands that come within this time of each other share a follower."""
-_AGAIN_AFTER_S = 5.0
+_AGAIN_FIRST_S, _AGAIN_MOST_S = 5.0, 300.0
+"""Pauses after a follower has failed; each is twice the one before."""
 
 
 class Commands:
@@ -53,6 +54,7 @@ class Commands:
         self._records = {record.place.call_id: record for record in kept.commands}
         self._unfollowed: list[str] = []
         self._gathering = False
+        self._again_s = _AGAIN_FIRST_S
         self._followers: dict[asyncio.Task[FollowCommandsResult], list[str]] = {}
         self._lifecycle: Lifecycle
 
@@ -233,10 +235,11 @@ class Commands:
         except ActivityError as failure:
             if follower in self._followers:
                 await self._follower_failed(failure)
-                self._follow(self._followers.pop(follower))
+                self._follow(self._followers.pop(follower, []))
             return
         except asyncio.CancelledError:
             return  # Cancelled before it was scheduled: another has taken over.
+        self._again_s = _AGAIN_FIRST_S
         for call_id, stored in result.stored.items():
             record = self._records.get(call_id)
             if record is not None:
@@ -263,7 +266,8 @@ class Commands:
             self._lifecycle.noticed_stopped()
         else:
             workflow.logger.warning("follower failed, trying again", extra={"error": error.message})
-            await until(lambda: not any(self.running()), timeout_s=_AGAIN_AFTER_S)
+            pause_s, self._again_s = self._again_s, min(self._again_s * 2, _AGAIN_MOST_S)
+            await until(lambda: not any(self.running()), timeout_s=pause_s)
 
 
 def row_of(record: CommandRecord) -> CommandRow:

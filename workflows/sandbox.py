@@ -205,7 +205,9 @@ class Sandbox:
             return None
         idle_at = self._kept.last_used_at + timedelta(seconds=self._start.idle_stop_s)
         used_until = self._calls.commands.used_until()
-        return idle_at if used_until is None else max(idle_at, used_until)
+        if used_until is None:
+            return idle_at
+        return max(idle_at, used_until + timedelta(seconds=self._start.idle_stop_s))
 
     def _archive_deadline(self) -> datetime | None:
         after_s, stopped_at = self._start.policy.archive_after_s, self._kept.stopped_at

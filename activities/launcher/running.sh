@@ -100,8 +100,8 @@ sd_sweep() {
 sd_publish() {
     sd_tries=0
     until printf '' >"$sd_folder/ended.$1"; do
-        mkdir -p "$sd_folder" && printf '%s\n' "$sd_hash" >"$sd_folder/lock" && continue
         [ $((sd_tries += 1)) -gt 600 ] && break
+        [ -d "$sd_folder" ] || { mkdir -p "$sd_folder" && printf '%s\n' "$sd_hash" >"$sd_folder/lock" && continue; }
         sleep 1
     done
     for sd_bell in "$sd_home"/bells/*; do

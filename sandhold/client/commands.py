@@ -100,8 +100,9 @@ class Command:
             # Asked first: once it has ended, all its output is in storage.
             try:
                 outcome = await self._outcome()
-            except ToolFailure:
-                if not await self._is_stored():
+            except ToolFailure as failure:
+                may_still_run = failure.error.retryable or failure.error.code in {ErrorCode.INTERNAL, ErrorCode.TIMEOUT}
+                if may_still_run or not await self._is_stored():
                     raise
                 outcome = _FORGOTTEN
             found = False
