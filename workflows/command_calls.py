@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.commands import WAIT_LIMIT_MS, CommandArguments, CommandResult
     from sandhold.contracts.errors import ErrorCode, ToolFailure
     from sandhold.contracts.names import Activity, ToolName
-    from sandhold.contracts.sandboxes import CommandRecord, SandboxStart
+    from sandhold.contracts.sandboxes import CommandRecord
     from sandhold.contracts.steps import ReadOutputStep, SignalCommandStep, WriteInputStep
     from sandhold.contracts.tools import parse_arguments
 
@@ -33,8 +33,7 @@ class CommandCalls:
     """Reads, waits for, feeds, signals, cancels and lists commands. Never starts a stopped sandbox: no command runs in
     it, and the output of those that did is in storage."""
 
-    def __init__(self, start: SandboxStart, commands: Commands) -> None:
-        self._start = start
+    def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._lifecycle: Lifecycle
 

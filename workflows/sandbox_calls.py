@@ -53,7 +53,7 @@ class SandboxCalls:
         self._changed_calls = changed
         self._inside: set[str] = set()
         self.commands = Commands(start, kept, self._command_ended)
-        self._command_calls = CommandCalls(start, self.commands)
+        self._command_calls = CommandCalls(self.commands)
         self._lifecycle: Lifecycle
 
     def attach(self, lifecycle: Lifecycle) -> None:
@@ -263,7 +263,7 @@ class SandboxCalls:
         assert call.entry.outcome is not None
         return call.entry.outcome
 
-    async def _promptly(self, call: Call, waiting: Awaitable[None]) -> None:
+    async def _promptly(self, call: Call, waiting: Awaitable[object]) -> None:
         """Await `waiting`; when it takes too long for the answer, answer `running` and go on waiting."""
         task = asyncio.ensure_future(waiting)
         if not call.slow:
@@ -280,7 +280,7 @@ class SandboxCalls:
         if asked.action == "delete":
             lifecycle.end(DELETED_BY_CALL)
             gone = {SandboxState.DELETED, SandboxState.LOST}
-            await self._promptly(call, _forever_until(lambda: lifecycle.state in gone))
+            await self._promptly(call, until(lambda: lifecycle.state in gone))
             return self.managed("delete")
         if asked.action == "start" and lifecycle.operation is None and lifecycle.state is SandboxState.STARTED:
             await self._promptly(call, lifecycle.look_started())
@@ -305,10 +305,6 @@ class SandboxCalls:
             sandbox_id=self._start.sandbox_id, action=action, state=self._lifecycle.state.value
         )
         return CallOutcome(result=result.model_dump(mode="json"))
-
-
-async def _forever_until(condition: Callable[[], bool]) -> None:
-    await until(condition)
 
 
 def _cancelled(message: str) -> ToolError:

@@ -50,15 +50,6 @@ async def close_run() -> None:
         await asyncio.sleep(0)
 
 
-async def run_is_open() -> None:
-    """Return while the run takes commands; once it is closing, never.
-
-    For a task that an event may wake after the run's last command: an activity whose cancellation was asked for in
-    the same activation is told as cancelled in another one, of the same workflow task.
-    """
-    await until(lambda: True)
-
-
 def reopen_run() -> None:
     """Go on after all: a last step has changed what there is to do."""
     setattr(workflow.instance(), _CLOSING, False)
