@@ -41,6 +41,16 @@ _BY_ERRNO = {
 
 
 @contextmanager
+def missing_errors(path: str) -> Iterator[None]:
+    """For reading: as `named_errors`, and what lies below a file is missing like anything else that is not there."""
+    try:
+        with named_errors(path):
+            yield
+    except NameTaken as error:
+        raise ObjectMissing(f"session storage holds no {path}") from error
+
+
+@contextmanager
 def named_errors(path: str) -> Iterator[None]:
     """Give the errors of a store that mean something to a caller a type of their own; others pass as they are."""
     try:

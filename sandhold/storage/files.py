@@ -104,14 +104,15 @@ class FileStore:
         with _failures(path):
             replaced = await self._replaced(path)
             incoming = _Incoming(pieces, size, quota, progress)
-            if await incoming.fits_in(PART_BYTES):
-                content = incoming.begun
-                async with self._usage.admitted(self._session_id, len(content), quota.session_bytes, replaced):
-                    await self._objects.put(self._session_id, _stored(path), content)
+            is_small = await incoming.ends_within(PART_BYTES) if size is None else size < PART_BYTES
+            least = len(incoming.begun) if size is None else size
+            if is_small:
+                async with self._usage.admitted(self._session_id, least, quota.session_bytes, replaced):
+                    await incoming.ends_within(PART_BYTES)
+                    await self._objects.put(self._session_id, _stored(path), incoming.begun)
             else:
-                first = incoming.size or min(STEP_BYTES, quota.file_bytes)
-                least = incoming.size or len(incoming.begun)
-                async with self._usage.reserved(self._session_id, least, first, quota.session_bytes, replaced) as room:
+                wished = min(STEP_BYTES, quota.file_bytes) if size is None else size
+                async with self._usage.reserved(self._session_id, least, wished, quota.session_bytes, replaced) as room:
                     await self._objects.write(self._session_id, _stored(path), incoming.all(room))
             if progress is not None:
                 progress(incoming.passed)
@@ -177,9 +178,9 @@ class _Incoming:
         self.begun = b""
         self.passed = 0
 
-    async def fits_in(self, limit: int) -> bool:
-        """Read the beginning; whether that is all of it, and less than `limit` bytes."""
-        begun = bytearray()
+    async def ends_within(self, limit: int) -> bool:
+        """Read the beginning; whether that is all of it, and less than `limit` bytes. Safe to repeat once it was."""
+        begun = bytearray(self.begun)
         while len(begun) < limit:
             piece = await self._next()
             if piece is None:

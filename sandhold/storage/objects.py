@@ -19,7 +19,7 @@ from obstore.exceptions import AlreadyExistsError, GenericError
 from obstore.store import ObjectStore
 
 from sandhold.contracts.names import is_id
-from sandhold.storage.errors import NameTaken, ObjectMissing, StorageError, named_errors
+from sandhold.storage.errors import ObjectMissing, StorageError, missing_errors, named_errors
 from sandhold.storage.feed import Feed
 from sandhold.storage.folder import remove_unfinished, walk
 from sandhold.storage.location import local_folder, open_store
@@ -103,10 +103,10 @@ class SessionObjects:
     async def get(self, session_id: str, path: str) -> bytes | None:
         """What is stored; None when nothing is."""
         try:
-            with named_errors(path):
+            with missing_errors(path):
                 answer = await obstore.get_async(self._store, _key(session_id, path))
                 return bytes(await answer.bytes_async())
-        except (ObjectMissing, NameTaken):
+        except ObjectMissing:
             return None
 
     async def read(self, session_id: str, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -115,7 +115,7 @@ class SessionObjects:
             return
         whole = start == 0 and end is None
         window: OffsetRange | tuple[int, int] = {"offset": start} if end is None else (start, end)
-        with named_errors(path):
+        with missing_errors(path):
             try:
                 answer = await obstore.get_async(
                     self._store, _key(session_id, path), options=None if whole else {"range": window}
@@ -132,9 +132,9 @@ class SessionObjects:
     async def find(self, session_id: str, path: str) -> StoredObject | None:
         """The object's size and time; None when there is none."""
         try:
-            with named_errors(path):
+            with missing_errors(path):
                 found = await obstore.head_async(self._store, _key(session_id, path))
-        except (ObjectMissing, NameTaken):
+        except ObjectMissing:
             return None
         return StoredObject(path, found["size"], found["last_modified"])
 
