@@ -56,8 +56,7 @@ class FollowingActivities:
         """
         before = _heartbeat_of_attempt_before()
         commands = {
-            call_folder(place.call_id): _Followed(self._storage, step.ref.session_id, place, before)
-            for place in step.commands
+            call_folder(place.call_id): _Followed(self._storage, step.ref, place, before) for place in step.commands
         }
         answer_bytes = FIRST_ANSWER_BYTES
         pause_s = FIRST_PAUSE_S
@@ -107,7 +106,7 @@ class FollowingActivities:
         asked_to_end = command.place.cancelled is not None
         result = exec_result(command.call_id, command.end, detail, asked_to_end=asked_to_end)
         if command.position.stdout or command.position.stderr:
-            result = with_files(result)
+            result = with_files(result, whole=command.whole)
         return await progress_of(self._storage, ref.session_id, result)
 
 
@@ -115,7 +114,7 @@ class _Followed:
     """One command: what of its output is in storage, and its end."""
 
     def __init__(
-        self, storage: SessionStorage, session_id: str, place: CommandPlace, before: dict[str, StoredOutput]
+        self, storage: SessionStorage, ref: SandboxRef, place: CommandPlace, before: dict[str, StoredOutput]
     ) -> None:
         self.place = place
         self.call_id = place.call_id
@@ -125,8 +124,10 @@ class _Followed:
             stdout_bytes=_segments(max(place.stored.stdout_bytes, earlier.stdout_bytes)),
             stderr_bytes=_segments(max(place.stored.stderr_bytes, earlier.stderr_bytes)),
         )
-        self._stdout = SegmentWriter(storage, session_id, place.call_id, "stdout", self._began.stdout_bytes)
-        self._stderr = SegmentWriter(storage, session_id, place.call_id, "stderr", self._began.stderr_bytes)
+        place_of = (storage, ref.session_id, place.call_id)
+        quota = ref.storage_quota_bytes
+        self._stdout = SegmentWriter(*place_of, "stdout", self._began.stdout_bytes, quota=quota)
+        self._stderr = SegmentWriter(*place_of, "stderr", self._began.stderr_bytes, quota=quota)
 
     @property
     def position(self) -> Position:
@@ -151,6 +152,11 @@ class _Followed:
         """
         end = self.end
         return end is not None and self._stdout.offset >= end.stdout.size and self._stderr.offset >= end.stderr.size
+
+    @property
+    def whole(self) -> bool:
+        """Whether the session's storage had room for all of the output."""
+        return self._stdout.whole and self._stderr.whole
 
     @property
     def unseen(self) -> bool:

@@ -16,11 +16,6 @@ from sandhold.storage.segments import SEGMENT_BYTES, segment_path
 SESSION = "s-1"
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> SessionStorage:
-    return SessionStorage.open(tmp_path.as_uri())
-
-
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every flush counts, however soon it comes."""
