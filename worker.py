@@ -34,6 +34,7 @@ from activities.following import FollowingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.statuses import StatusActivities
+from activities.workspace import WorkspaceActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
@@ -75,6 +76,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     command_io = CommandIoActivities(access, storage)
     following = FollowingActivities(access, storage)
     statuses = StatusActivities(client)
+    workspaces = WorkspaceActivities(access, storage)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,
@@ -92,7 +94,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             command_io.clean_commands,
             statuses.sandbox_statuses,
         ],
-        of_followers=[following.follow_commands],
+        of_followers=[following.follow_commands, workspaces.download_workspace],
     )
 
 
