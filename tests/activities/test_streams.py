@@ -299,7 +299,7 @@ async def test_requests_that_fail_are_made_again(box: Sandbox, access: MachineAc
 
     access.exec = lambda *given: answer_lost(execute, *given)  # type: ignore[method-assign]
     access.upload_file = lambda *given: answer_lost(upload, *given)  # type: ignore[method-assign]
-    data, end = await box.read(f"head -c {8 * PART} /dev/urandom | tee ~/copy; exit 5")
+    data, end = await box.read(f"head -c {3 * PART} /dev/urandom | tee ~/copy; exit 5")
     assert (data, end.exit_code) == ((machine.home / "copy").read_bytes(), 5)
     end = await box.write(f"{KEEP}; exit 6", data, NAME="kept")
     assert ((machine.home / "kept").read_bytes(), end.exit_code) == (data, 6)
