@@ -137,12 +137,13 @@ async def early_and_interrupted_commands(stack: Stack) -> Session:
     await asyncio.sleep(0.5)
     await command(session, box, "cancel", "early")
     await asyncio.gather(running, waiting)
-    await command(
-        session, box, "read", str((await exec_ok(session, box, "echo x; sleep 60", background=True))["call_id"])
-    )
+    await begins(session, box, "interrupted", "echo x; sleep 60", background=True)
+    await command(session, box, "read", "interrupted", wait_ms=5000)
     [held] = await stack.provider_sandboxes(session)
     await held.stop()
     await eventually(lambda: stack.status(session, box), lambda seen: seen.state == "stopped", "that it was noticed")
+    start = {"method": "POST", "route": "/api/sandbox/{id}/start"}
+    await stack.faults.add(**start, effect="start_delay", seconds=2.0, times=1)
     called_off = begins(session, box, "called-off", "true")
     await eventually(lambda: stack.status(session, box), lambda seen: seen.state == "starting", "the start")
     await command(session, box, "cancel", "called-off")
