@@ -144,7 +144,7 @@ class CommandCalls:
         return min(_QUICK_READ_WAIT_S, left - 2.0)
 
     async def _cancel(self, call: Call, command: str) -> CallOutcome:
-        starting = self._starting(command)
+        before, starting = self._commands.get(command), self._starting(command)
         if starting is None or not workflow.patched(Patch.COMMANDS_FROM_THEIR_CALL):
             self._commands.known(command)
             starting = None
@@ -154,7 +154,7 @@ class CommandCalls:
             await _patiently(call, lambda: self._is_over(command), _LAST_WORDS_S)
         if self._starting(command):
             return _outcome(CommandResult(action="cancel", call_id=command, status="running"))
-        record = self._commands.known(command)
+        record = before or self._commands.known(command)
         return _outcome(
             CommandResult(action="cancel", call_id=command, status=record.status, exit_code=record.exit_code)
         )
