@@ -31,6 +31,7 @@ from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
 from activities.files import FileActivities
 from activities.following import FollowingActivities
+from activities.interruptions import InterruptionActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
@@ -78,6 +79,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     commands = CommandActivities(access, storage)
     command_io = CommandIoActivities(access, storage)
     following = FollowingActivities(access, storage)
+    interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
     retention = RetentionActivities(client, storage, access.deployment)
@@ -96,6 +98,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             command_io.write_input,
             command_io.signal_command,
             command_io.clean_commands,
+            interruptions.tell_interrupted,
             statuses.sandbox_statuses,
             retention.clean_storage,
         ],
