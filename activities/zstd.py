@@ -11,6 +11,6 @@ if sys.version_info >= (3, 14):
         ZstdError,
     )
 else:
-    from backports.zstd import CompressionParameter, DecompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
+    from backports.zstd import DecompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
 
-__all__ = ["CompressionParameter", "DecompressionParameter", "ZstdCompressor", "ZstdDecompressor", "ZstdError"]
+__all__ = ["DecompressionParameter", "ZstdCompressor", "ZstdDecompressor", "ZstdError"]
