@@ -118,6 +118,7 @@ class CommandActivities:
                 keep_stdin=arguments.stdin,
                 upload_path=upload_path,
             ),
+            sure=False,  # the sandbox is started then, and the command called again
         )
         if answer.refusal is not None:
             raise start_refused(answer.refusal, script)
@@ -141,7 +142,7 @@ class CommandActivities:
         data = script.text.encode()
         if len(data) <= INLINE_SCRIPT_BYTES:
             return None
-        return await self._launcher.upload(ref, data, "script")
+        return await self._launcher.upload(ref, data, "script", sure=False)
 
     async def _ended(self, step: CommandStep, report: CallReport, result: ExecResult) -> CommandProgress:
         """The outcome of a command that is over and was seen whole; output that the result has not byte for byte is
