@@ -63,12 +63,14 @@ class CommandActivities:
                 if not result.truncated or not (report.stdout.unseen or report.stderr.unseen):
                     return await self._ended(step, report, result)
             running_s = 0.0 if report.began is None else max(0, clock - report.began) / 100
+            started_at = datetime.now(UTC) - timedelta(seconds=running_s)
             place = CommandPlace(
                 call_id=step.call_id,
                 output=arguments.output,
-                started_at=datetime.now(UTC) - timedelta(seconds=running_s),
+                started_at=started_at,
                 background=arguments.background,
                 bounded=timeout_s is not None,
+                deadline_at=None if timeout_s is None else started_at + timedelta(seconds=timeout_s),
             )
             return CommandProgress(call_id=step.call_id, running=place)
 

@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.deadlines import time_left_s
 from activities.launcher.answer import Answer, CallReport, TornAnswer, parse_answer
-from activities.launcher.request import LauncherRequest
+from activities.launcher.request import UPLOADS, LauncherRequest
 from activities.provider import ProviderAccess
 from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.steps import SandboxRef
@@ -47,8 +47,11 @@ class Launcher:
             raise torn(str(error)) from error
 
     async def upload(self, ref: SandboxRef, data: bytes, what: str, *, sure: bool = True) -> str:
-        """Send what is too large for a request; where it is now. The request that names the place removes it."""
-        path = f"/tmp/sandhold-{what}-{secrets.token_hex(8)}"  # noqa: S108 - the launcher moves it from there
+        """Send what is too large for a request; where it is now.
+
+        The request that names the place removes it; `clean` does when that request never came.
+        """
+        path = f"{UPLOADS}{what}-{secrets.token_hex(8)}"
         within_s = min(self._access.request_timeout_s, max(1.0, time_left_s() - ANSWER_MARGIN_S))
         await self._access.toolbox(ref, lambda sandbox: sandbox.fs.upload_file(data, path), within_s, sure=sure)
         return path
