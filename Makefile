@@ -31,8 +31,10 @@ demo: setup ## Run the main job: a scripted agent works in a durable session
 dev: setup ## Keep Temporal, the local Daytona and a worker up until Ctrl-C
 	@exec $(BIN)/sandhold dev
 
-test: setup ## Pass all tests
-	$(BIN)/python -m pytest $(TESTS)
+# Most tests wait for timers and servers more than they compute; those of one file share what they set up.
+TEST_JOBS ?= 3
+test: setup ## Pass all tests, or some: make test TESTS=tests/storage
+	$(BIN)/python -m pytest $(or $(TESTS),-n $(TEST_JOBS) --dist loadfile)
 
 output-memory: setup ## Follow a command that writes 1 GiB; the follower's memory must grow by less than 64 MiB
 	SANDHOLD_TEST_OUTPUT_BYTES=1073741824 $(BIN)/python -m pytest -s tests/activities/test_following.py -k in_little_memory

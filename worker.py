@@ -31,6 +31,7 @@ from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
 from activities.files import FileActivities
 from activities.following import FollowingActivities
+from activities.interruptions import InterruptionActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.statuses import StatusActivities
@@ -74,6 +75,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     commands = CommandActivities(access, storage)
     command_io = CommandIoActivities(access, storage)
     following = FollowingActivities(access, storage)
+    interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
     return Activities(
         of_calls=[
@@ -90,6 +92,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             command_io.write_input,
             command_io.signal_command,
             command_io.clean_commands,
+            interruptions.tell_interrupted,
             statuses.sandbox_statuses,
         ],
         of_followers=[following.follow_commands],

@@ -8,7 +8,15 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
-from workflows.ledger import Call, Ledger, check_size, envelope, refuse_while_draining, too_large
+from workflows.ledger import (
+    Call,
+    Ledger,
+    check_size,
+    envelope,
+    refuse_while_draining,
+    too_large,
+    without_surplus,
+)
 from workflows.lifecycle import CLOSED_FROM_OUTSIDE, DELETED_BY_CALL, Lifecycle, failure_from
 from workflows.sandbox_calls import SandboxCalls
 from workflows.waiting import close_run, reopen_run, seconds_until, until
@@ -239,7 +247,7 @@ class Sandbox:
                 return
         self._kept.ledger = self._ledger.entries()
         self._kept.commands = self._calls.commands.records()
-        workflow.continue_as_new(self._start.model_copy(update={"carried": self._kept}))
+        workflow.continue_as_new(self._start.model_copy(update={"carried": without_surplus(self._kept)}))
 
     def _is_drained(self) -> bool:
         return workflow.all_handlers_finished() and self._lifecycle.operation is None

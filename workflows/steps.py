@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, RetryState
 from temporalio.exceptions import TimeoutError as TimedOut
 
 from workflows.ledger import Call
@@ -131,6 +131,18 @@ def signal_of(failure: ActivityError) -> SandboxSignal | None:
     if isinstance(earlier, ApplicationError) and earlier.type in set(SandboxSignal):
         return SandboxSignal(earlier.type)
     return None
+
+
+def may_have_been_done(failure: ActivityError) -> bool:
+    """Whether an attempt of the failed activity may have had its effect, with nobody there to hear of it.
+
+    Not when the activity gave up by itself with an error that says nothing of the kind, or one about the sandbox.
+    """
+    if signal_of(failure) is not None:
+        return False
+    error = error_of(failure)
+    gave_up_by_itself = failure.retry_state is RetryState.NON_RETRYABLE_FAILURE
+    return error.ambiguous or error.code is ErrorCode.INTERNAL or not gave_up_by_itself
 
 
 def _told(error: ApplicationError) -> ToolError | None:

@@ -175,7 +175,8 @@ async def aftermath(
     ) as stack:
         async with worker_process(stack, data_dir) as first:
             together = asyncio.Barrier(len(MOMENTS))
-            sessions = {moment: await stack.open() for moment in MOMENTS}
+            # The second worker takes its time where many tests run at once.
+            sessions = {moment: await stack.open(lifecycle_timeout_s=120.0) for moment in MOMENTS}
             reached = await asyncio.gather(
                 *(reach(stack, sessions[moment], together) for moment, reach in MOMENTS.items())
             )
