@@ -23,6 +23,7 @@ from sandhold.client.connection import NO_RETRIES
 from sandhold.settings import Settings
 from sandhold.temporal import TemporalUnreachable, connect
 from tests.local_daytona_server import CHECKOUT, running_local_daytona
+from tests.session_folder import SessionFolder
 from tests.stack import Stack, environment_of, histories, replayer, running_stack
 
 READY_WITHIN_S = 90.0
@@ -182,30 +183,6 @@ class WorkerProcess(Part):
         return (await forks.stdout.readline()).decode().split()
 
 
-class SessionFolder:
-    """A session's folder in storage. While it is taken away, nothing in it can be read, written or listed."""
-
-    def __init__(self, storage: Path, session_id: str) -> None:
-        self._place = storage / "sessions" / session_id
-        self._kept = storage / "kept" / session_id
-        self._kept.mkdir(parents=True)
-        self._place.parent.mkdir(exist_ok=True)
-        self.give_back()
-
-    def take(self) -> None:
-        """Each access fails, with an error that says nothing about what is there: also for root, and at once."""
-        self._lead_to(self._place)
-
-    def give_back(self) -> None:
-        """Everything is as it was."""
-        self._lead_to(self._kept)
-
-    def _lead_to(self, target: Path) -> None:
-        link = self._place.with_name(f"{self._place.name}.new")
-        link.symlink_to(target)
-        link.replace(self._place)
-
-
 class BreakableStack:
     """The stack, and its parts that tests break."""
 
@@ -218,9 +195,7 @@ class BreakableStack:
     async def open(self, **policy: Any) -> Session:
         """A new session, whose storage can be taken away."""
         session = await self.stack.open(**policy)
-        storage = self.stack.settings.data_dir / "storage"
-        assert self.stack.settings.storage_location == storage.as_uri()
-        self._folders[session.session_id] = SessionFolder(storage, session.session_id)
+        self._folders[session.session_id] = SessionFolder(self.stack, session.session_id)
         return session
 
     def storage_of(self, session: Session) -> SessionFolder:
