@@ -15,7 +15,7 @@ from tests.chaos.breakable import BreakableStack, Part
 EXECUTE = {"method": "POST", "route": "/toolbox/{id}/process/execute"}
 LOOK = {"method": "GET", "route": "/api/sandbox/{id}"}
 UPLOAD = {"method": "POST", "path": ".*/files/(bulk-)?upload(-v2)?"}
-REQUESTS: tuple[dict[str, Any], ...] = (EXECUTE, EXECUTE, LOOK, UPLOAD)
+REQUESTS: tuple[dict[str, Any], ...] = (EXECUTE, EXECUTE, EXECUTE, EXECUTE, LOOK, UPLOAD)
 CUTS: tuple[dict[str, Any], ...] = (
     {"effect": "reset_before"},
     {"effect": "reset_during"},
@@ -71,9 +71,9 @@ async def cut_provider(breakable: BreakableStack, session: Session, random: Rand
         rules.append(await faults.add(**request, **random.choice(CUTS), times=random.randint(1, 3), labels=labels))
 
     # The first requests of all are those that can start a command.
-    await cut(EXECUTE)
-    await cut(UPLOAD)
-    await _at_random_moments(cut, random, for_s, most_s=2.0)
+    for first in (EXECUTE, UPLOAD, EXECUTE):
+        await cut(first)
+    await _at_random_moments(cut, random, for_s, most_s=0.7)
     return sum([await faults.hits(rule) for rule in rules])
 
 
