@@ -35,6 +35,7 @@ from activities.interruptions import InterruptionActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.statuses import StatusActivities
+from activities.storage_faults import StorageFaults
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
@@ -119,7 +120,7 @@ def build_workers(
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox],
         activities=activities.of_calls,
-        interceptors=[MessageIntake()],
+        interceptors=[MessageIntake(), StorageFaults()],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
         identity=identity,
         max_concurrent_workflow_tasks=40,
@@ -137,6 +138,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
+        interceptors=[StorageFaults()],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),

@@ -107,7 +107,11 @@ class Commands:
         record = self._records.get(call_id)
         if record is None:
             return None
-        return CommandState(**row_of(record).model_dump(), output_files=output_files(call_id), outcome=record.outcome)
+        state = CommandState(**row_of(record).model_dump(), output_files=output_files(call_id), outcome=record.outcome)
+        if record.outcome is None and not record.place.bounded:
+            state.use_s = self._start.policy.background_use_s
+            state.use_ends_at = record.read_at + timedelta(seconds=state.use_s)
+        return state
 
     @property
     def bounded_run(self) -> bool:

@@ -21,7 +21,13 @@ from weakref import WeakValueDictionary
 from pydantic import BaseModel
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
-from temporalio.client import Client, RPCTimeoutOrCancelledError, WorkflowUpdateFailedError
+from temporalio.client import (
+    Client,
+    RPCTimeoutOrCancelledError,
+    WorkflowExecutionStatus,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import QueryRejectCondition
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
@@ -199,6 +205,7 @@ class TemporalRequests:
     ) -> Answer:
         """The answer to a query. With `only_open` a closed workflow raises WorkflowQueryRejectedError."""
         handle = self.client.get_workflow_handle(workflow_id)
+        between_runs = Backoff(0.02, 0.5)
 
         async def attempt(timeout: timedelta) -> Answer:
             result: Answer = await handle.query(
@@ -210,7 +217,13 @@ class TemporalRequests:
             )
             return result
 
-        return await self.send(attempt, deadline=deadline)
+        while True:
+            try:
+                return await self.send(attempt, deadline=deadline)
+            except WorkflowQueryRejectedError as rejection:
+                if not is_open(rejection.status):
+                    raise
+            await between_runs.sleep(deadline)
 
     async def send(
         self,
@@ -292,6 +305,14 @@ async def _cancellable(request: Awaitable[Answer]) -> Answer:
         if isinstance(error.__cause__, asyncio.CancelledError):
             raise error.__cause__ from None
         raise
+
+
+def is_open(status: WorkflowExecutionStatus | None) -> bool:
+    """Whether a workflow that was found in this status goes on.
+
+    A question may meet the run that has just continued as new: the server chose it a moment earlier (seen with 1.32.0).
+    """
+    return status in {WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW}
 
 
 def is_namespace_missing(error: RPCError) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.store import ObjectStore, from_url
 from pydantic import JsonValue
 
@@ -69,6 +69,14 @@ class SessionStorage:
     async def put_bytes(self, session_id: str, path: str, data: bytes) -> None:
         """Store `data` at `path` below the session, in place of what was there."""
         await obstore.put_async(self._store, self._key(session_id, path), data)
+
+    async def put_new(self, session_id: str, path: str, data: bytes) -> bool:
+        """Store `data` at `path` if nothing is there; whether it was stored. Of several at once one is."""
+        try:
+            await obstore.put_async(self._store, self._key(session_id, path), data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
 
     async def get_bytes(self, session_id: str, path: str) -> bytes | None:
         """What is stored at `path`; None when nothing is."""

@@ -6,10 +6,8 @@ import asyncio
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +22,9 @@ from sandhold.storage.segments import SEGMENT_BYTES
 from tests.activities.commands_under_test import EXECUTE, Commands, new_call_id
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
+from tests.process_memory import forget_memory_peak, memory_now, memory_peak
 
-OUTPUT_BYTES = int(os.environ.get("SANDHOLD_TEST_OUTPUT_BYTES", "67108864"))
+OUTPUT_BYTES = int(os.environ.get("SANDHOLD_TEST_OUTPUT_BYTES", "100663296"))
 """How much output the memory test follows; `make output-memory` follows a gibibyte."""
 GROWTH_BYTES = 64 * 1024 * 1024
 
@@ -276,10 +275,10 @@ async def test_much_output_is_stored_whole_in_little_memory(provider: ProviderUn
         output_cap_bytes=2**40,
         timeout=600_000,
     )
-    start = memory_now()
-    forget_memory_peak()
+    start = memory_now(os.getpid())
+    forget_memory_peak(os.getpid())
     result = await commands.follow_to_the_end(place)
-    grown = memory_peak() - start
+    grown = memory_peak(os.getpid()) - start
     digest, size = hashlib.sha256(), 0
     async for piece in SegmentReader(provider.storage).chunks(commands.ref.session_id, call_id, "stdout"):
         digest.update(piece)
@@ -307,21 +306,3 @@ async def test_a_command_that_may_have_been_started_and_was_not_is_kept_from_sta
     assert await commands.sh(f"ls ran-{call_id} 2>/dev/null || echo none") == "none\n"
     result = await commands.follow_to_the_end(started.model_copy(update={"unsure": True}))
     assert (result.status, result.exit_code) == ("completed", 5), "one that was started goes on"
-
-
-def memory_now() -> int:
-    return _status("VmRSS")
-
-
-def memory_peak() -> int:
-    return _status("VmHWM")
-
-
-def forget_memory_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    assert found is not None
-    return int(found[1]) * 1024
