@@ -16,12 +16,14 @@ help: ## Show the targets
 
 setup: $(VENV)/.complete ## Make .venv with every pinned dependency (the other targets do this themselves)
 
-$(VENV)/.complete: bootstrap.lock requirements-dev.lock pyproject.toml
+$(VENV)/.complete: bootstrap.lock requirements-dev.lock requirements-s3-server.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Sandhold needs Python 3.11 or later; none was found. Set PYTHON=/path/to/python3." >&2; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ..."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bootstrap.lock
 	@$(BIN)/uv pip sync --quiet --require-hashes requirements-dev.lock
+	@test -x $(VENV)/s3-server/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(VENV)/s3-server
+	@$(BIN)/uv pip sync --quiet --python $(VENV)/s3-server/bin/python --require-hashes requirements-s3-server.lock
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -63,9 +65,10 @@ format: setup ## Format and apply safe fixes
 lock: setup ## Compile the lock files again from pyproject.toml (hashes, no addresses)
 	@for target in "requirements.lock --extra server --extra local" \
 			"requirements-server.lock --extra server -c requirements.lock" \
-			"requirements-dev.lock --extra server --extra local --group dev -c requirements.lock"; do \
-		set -- $$target; out=$$1; shift; \
-		$(BIN)/uv pip compile --quiet pyproject.toml "$$@" --generate-hashes \
+			"requirements-dev.lock --extra server --extra local --group dev -c requirements.lock" \
+			"requirements-s3-server.lock --group pyproject.toml:s3-server"; do \
+		set -- $$target; out=$$1; shift; test $$out = requirements-s3-server.lock || set -- pyproject.toml "$$@"; \
+		$(BIN)/uv pip compile --quiet "$$@" --generate-hashes \
 			--no-emit-index-url --no-header --universal --python-version 3.11 -o "$$out" || exit 1; \
 	done
 

@@ -34,17 +34,20 @@ from activities.following import FollowingActivities
 from activities.interruptions import InterruptionActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
+from activities.retention import RetentionActivities
 from activities.statuses import StatusActivities
 from activities.storage_faults import StorageFaults
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
 from sandhold.replay_order import ReplayableRunner
+from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
+from workflows.clean_storage import CleanStorage
 from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
 from workflows.session import AgentSession
@@ -78,6 +81,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     following = FollowingActivities(access, storage)
     interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
+    retention = RetentionActivities(client, storage, access.deployment)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,
@@ -95,6 +99,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             command_io.clean_commands,
             interruptions.tell_interrupted,
             statuses.sandbox_statuses,
+            retention.clean_storage,
         ],
         of_followers=[following.follow_commands],
     )
@@ -118,7 +123,7 @@ def build_workers(
     calls = Worker(
         client,
         task_queue=task_queue,
-        workflows=[AgentSession, Sandbox],
+        workflows=[AgentSession, Sandbox, CleanStorage],
         activities=activities.of_calls,
         interceptors=[MessageIntake(), StorageFaults()],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
@@ -221,6 +226,11 @@ async def serve(settings: Settings) -> None:
             ],
             settings.build_id,
         )
+        try:
+            await ensure_schedules(client, settings.task_queue)
+        except ScheduleUnusable as error:
+            # Sessions can be served without; `sandhold setup` says the same to whoever asks.
+            log.error("storage is not cleaned up", reason=str(error))
         url = await resources.enter_async_context(health_endpoint(settings.health_address, probe))
         await run_until(stop, probe, url, calls, followers)
 

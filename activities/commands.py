@@ -158,11 +158,14 @@ class CommandActivities:
         streams: tuple[tuple[Stream, Captured], ...] = (("stdout", report.stdout), ("stderr", report.stderr))
         shown = (result.stdout, result.stderr)
         if [text.encode() for text in shown] != [captured.head + captured.tail for _, captured in streams]:
+            whole = True
             for stream, captured in streams:
-                writer = SegmentWriter(self._storage, step.ref.session_id, step.call_id, stream)
+                quota = step.ref.storage_quota_bytes
+                writer = SegmentWriter(self._storage, step.ref.session_id, step.call_id, stream, quota=quota)
                 await writer.take(captured.head + captured.tail)
                 await writer.finish()
-            result = with_files(result)
+                whole = whole and writer.whole
+            result = with_files(result, whole=whole)
         return await progress_of(self._storage, step.ref.session_id, result)
 
 

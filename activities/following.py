@@ -73,9 +73,7 @@ class FollowingActivities:
         to the sandbox ends a command or the following. A command whose deadline has long passed is ended. Cancelling
         this ends nothing but the following. Raises what the provider says about the sandbox itself.
         """
-        commands = {
-            call_folder(place.call_id): _Followed(self._storage, step.ref.session_id, place) for place in step.commands
-        }
+        commands = {call_folder(place.call_id): _Followed(self._storage, step.ref, place) for place in step.commands}
         _take_up_heartbeat(commands.values())
         answer_bytes = FIRST_ANSWER_BYTES
         pause_s = FIRST_PAUSE_S
@@ -164,21 +162,21 @@ class FollowingActivities:
             command.call_id, command.end, detail, asked_to_end=asked_to_end, time_is_up=command.time_is_up
         )
         if command.position.stdout or command.position.stderr:
-            result = with_files(result)
+            result = with_files(result, whole=command.whole)
         return await progress_of(self._storage, ref.session_id, result)
 
 
 class _Followed:
     """One command: what of its output is in storage, and its end."""
 
-    def __init__(self, storage: SessionStorage, session_id: str, place: CommandPlace) -> None:
+    def __init__(self, storage: SessionStorage, ref: SandboxRef, place: CommandPlace) -> None:
         self.place = place
         self.call_id = place.call_id
         self.end: CallReport | None = None
         self.time_is_up = False
         """Whether we have asked to end it for its deadline."""
         self._end_again_at = 0.0
-        self._storage, self._session_id = storage, session_id
+        self._storage, self._ref = storage, ref
         self._began = StoredOutput()
         self._begin()
         self.go_on_from(place.stored)
@@ -192,9 +190,10 @@ class _Followed:
         self._begin()
 
     def _begin(self) -> None:
-        at = (self._storage, self._session_id, self.call_id)
-        self._stdout = SegmentWriter(*at, "stdout", self._began.stdout_bytes)
-        self._stderr = SegmentWriter(*at, "stderr", self._began.stderr_bytes)
+        at = (self._storage, self._ref.session_id, self.call_id)
+        quota = self._ref.storage_quota_bytes
+        self._stdout = SegmentWriter(*at, "stdout", self._began.stdout_bytes, quota=quota)
+        self._stderr = SegmentWriter(*at, "stderr", self._began.stderr_bytes, quota=quota)
 
     @property
     def position(self) -> Position:
@@ -219,6 +218,11 @@ class _Followed:
         """
         end = self.end
         return end is not None and self._stdout.offset >= end.stdout.size and self._stderr.offset >= end.stderr.size
+
+    @property
+    def whole(self) -> bool:
+        """Whether the session's storage had room for all of the output."""
+        return self._stdout.whole and self._stderr.whole
 
     @property
     def overdue(self) -> bool:

@@ -58,6 +58,12 @@ _EXIT_HINTS = {
 }
 
 
+_NO_ROOM = (
+    "The session's storage is full (storage_quota_bytes), so only the beginning of the output was kept there. "
+    "Files that are not needed can be deleted from it."
+)
+
+
 @dataclass(frozen=True)
 class Shown:
     """What the caller gets to read of a stream."""
@@ -91,11 +97,12 @@ def exec_result(
     )
 
 
-def with_files(result: ExecResult) -> ExecResult:
-    """The result of a command whose whole output is in session storage."""
+def with_files(result: ExecResult, *, whole: bool = True) -> ExecResult:
+    """The result of a command whose output is in session storage; `whole` unless there was no room for all of it."""
     call_id = result.call_id
-    files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"))
-    return result.model_copy(update={"output_files": files})
+    files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"), whole=whole)
+    hint = result.hint if whole else " ".join(filter(None, [result.hint, _NO_ROOM]))
+    return result.model_copy(update={"output_files": files, "hint": hint})
 
 
 def status_of(report: CallReport, *, asked_to_end: bool = False, time_is_up: bool = False) -> CommandStatus:

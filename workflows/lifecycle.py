@@ -90,6 +90,7 @@ class Lifecycle:
             owner=self._start.owner,
             generation=self._start.generation,
             provider_id=self._kept.provider_id,
+            storage_quota_bytes=self._start.policy.storage_quota_bytes,
         )
 
     def used(self) -> None:

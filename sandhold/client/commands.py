@@ -248,7 +248,8 @@ class Command:
             return []
         result = await self._result(outcome)
         if result.output_files is not None:
-            if offsets["stdout"] < result.stdout_bytes or offsets["stderr"] < result.stderr_bytes:
+            behind = offsets["stdout"] < result.stdout_bytes or offsets["stderr"] < result.stderr_bytes
+            if behind and result.output_files.whole:
                 raise ToolFailure(
                     ErrorCode.INTERNAL,
                     "the output is not in session storage: client and worker seem to see different storages, or it "

@@ -10,6 +10,9 @@ from typing import Literal
 # Temporal: types, messages, queues.
 SESSION_WORKFLOW = "AgentSession"
 SANDBOX_WORKFLOW = "Sandbox"
+CLEAN_STORAGE_WORKFLOW = "CleanStorage"
+CLEAN_STORAGE_SCHEDULE = "sandhold-clean-storage"
+"""Id of the Temporal Schedule that starts it, and first part of the ids of the workflows it starts."""
 CALL_UPDATE = "call"
 END_UPDATE = "end"
 SUBMIT_SIGNAL = "submit"
@@ -89,6 +92,7 @@ class Activity(StrEnum):
     READ_FILE = "read_file"
     WRITE_FILE = "write_file"
     SANDBOX_STATUSES = "sandbox_statuses"
+    CLEAN_STORAGE = "clean_storage"
 
 
 def is_id(value: str) -> bool:

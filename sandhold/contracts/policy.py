@@ -9,6 +9,7 @@ from pydantic import Field
 from sandhold.contracts.base import Strict
 
 DAY_S = 86400.0
+MIB = 1024**2
 GIB = 1024**3
 
 
@@ -38,6 +39,10 @@ class Policy(Strict):
     """Sandboxes that may be open at once."""
     output_cap_bytes: int = Field(GIB, ge=1024, le=64 * GIB)
     """A command that writes more than this is stopped."""
+    storage_quota_bytes: int = Field(5 * GIB, ge=MIB, le=1024 * GIB)
+    """What the session may hold in storage: files, the output of commands, arguments and results."""
+    file_quota_bytes: int = Field(GIB, ge=1, le=32 * GIB)
+    """What one file in session storage may hold."""
     on_end: Literal["delete"] = "delete"
     """What happens to the sandboxes at the end."""
     keep_days: float = Field(30.0, ge=0, le=3650)

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, StorageRef
 from sandhold.contracts.fields import CommandStatus, Size
+from sandhold.contracts.policy import Policy
 
 
 class SandboxRef(Message):
@@ -20,6 +21,8 @@ class SandboxRef(Message):
     owner: str
     generation: int
     provider_id: str | None = None
+    storage_quota_bytes: int = Policy().storage_quota_bytes
+    """What the session may hold in storage, by its policy."""
 
 
 class ProviderSandbox(Message):

@@ -105,6 +105,8 @@ class OutputFiles(Message):
 
     stdout: str
     stderr: str
+    whole: bool = True
+    """False when the session's storage had no room for all of it: what is there is the beginning of each stream."""
 
 
 class ExecResult(Message):

@@ -1,6 +1,20 @@
 """Session storage: one prefix per session in a local folder or an object store."""
 
+from sandhold.storage.errors import DocumentMissing, StorageError
+from sandhold.storage.files import FileStore, Progress, Quota
+from sandhold.storage.quota import QuotaExceeded
 from sandhold.storage.segments import SegmentReader, SegmentWriter, Stream
-from sandhold.storage.session import DocumentMissing, SessionStorage, StorageError
+from sandhold.storage.session import SessionStorage
 
-__all__ = ["DocumentMissing", "SegmentReader", "SegmentWriter", "SessionStorage", "StorageError", "Stream"]
+__all__ = [
+    "DocumentMissing",
+    "FileStore",
+    "Progress",
+    "Quota",
+    "QuotaExceeded",
+    "SegmentReader",
+    "SegmentWriter",
+    "SessionStorage",
+    "StorageError",
+    "Stream",
+]

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Literal, Protocol
 
 from sandhold.contracts.names import call_folder, output_folder
+from sandhold.storage.quota import QuotaExceeded, Usage
 
 SEGMENT_BYTES = 1024 * 1024
 REWRITE_S = 1.0
@@ -26,6 +28,8 @@ Stream = Literal["stdout", "stderr"]
 
 class Objects(Protocol):
     """Where segments are kept: `SessionStorage`."""
+
+    usage: Usage
 
     async def put_bytes(self, session_id: str, path: str, data: bytes) -> None: ...
     async def get_bytes(self, session_id: str, path: str) -> bytes | None: ...
@@ -41,12 +45,25 @@ def segment_path(call_id: str, stream: Stream, offset: int) -> str:
 class SegmentWriter:
     """Stores one stream in order, from an offset at which a segment begins.
 
-    Holds less than a segment, and costs nothing in storage before the first byte.
+    Holds less than a segment, and costs nothing in storage before the first byte. What does not fit in `quota`, what
+    the session may hold, is not stored, nor is anything behind it: the stream ends early, and `whole` says so.
     """
 
-    def __init__(self, storage: Objects, session_id: str, call_id: str, stream: Stream, offset: int = 0) -> None:
+    def __init__(
+        self,
+        storage: Objects,
+        session_id: str,
+        call_id: str,
+        stream: Stream,
+        offset: int = 0,
+        *,
+        quota: int | None = None,
+    ) -> None:
         if offset % SEGMENT_BYTES:
             raise ValueError(f"no segment begins at {offset}")
+        self._quota = quota
+        self._dropped = 0
+        self.whole = True
         self._storage = storage
         self._session_id = session_id
         self._call_id = call_id
@@ -59,7 +76,7 @@ class SegmentWriter:
     @property
     def offset(self) -> int:
         """Where the next byte belongs."""
-        return self._full + len(self._rest)
+        return self._full + len(self._rest) + self._dropped
 
     @property
     def full_bytes(self) -> int:
@@ -69,10 +86,13 @@ class SegmentWriter:
     @property
     def unseen(self) -> bool:
         """Whether there are bytes that readers cannot see yet."""
-        return len(self._rest) > (self._part_bytes or 0)
+        return self.whole and len(self._rest) > (self._part_bytes or 0)
 
     async def take(self, data: bytes) -> None:
-        """Take the bytes at `offset`. All full segments are in storage when this returns."""
+        """Take the bytes at `offset`. All full segments are in storage when this returns, unless the stream is cut."""
+        if not self.whole:
+            self._dropped += len(data)
+            return
         at = self._full
         self._rest += data
         full: list[tuple[int, bytes]] = []
@@ -82,7 +102,14 @@ class SegmentWriter:
             at += SEGMENT_BYTES
         if not full:
             return
-        await asyncio.gather(*(self._put(segment_path(self._call_id, self._stream, n), each) for n, each in full))
+        try:
+            async with self._admitted(at - self._full - (self._part_bytes or 0)):
+                await asyncio.gather(
+                    *(self._put(segment_path(self._call_id, self._stream, n), each) for n, each in full)
+                )
+        except QuotaExceeded:
+            self._cut(at - self._full)
+            return
         if self._part_bytes or self._full == self._began:  # an earlier writer's, at the beginning
             await self._storage.delete(self._session_id, self._part_path())
         self._full, self._part_bytes = at, None
@@ -96,15 +123,38 @@ class SegmentWriter:
             earlier = await self._storage.get_bytes(self._session_id, self._part_path())
             self._part_bytes = len(earlier or b"")
         if len(self._rest) > self._part_bytes:
-            await self._put(self._part_path(), bytes(self._rest))
+            try:
+                async with self._admitted(len(self._rest) - self._part_bytes):
+                    await self._put(self._part_path(), bytes(self._rest))
+            except QuotaExceeded:
+                self._cut()
+                return
             self._part_bytes = len(self._rest)
         self._rewrite_at = time.monotonic() + REWRITE_S
 
     async def finish(self) -> None:
         """Store the rest as the end of the stream. Safe to repeat."""
-        if self._rest:
-            await self._put(segment_path(self._call_id, self._stream, self._full), bytes(self._rest))
-            await self._storage.delete(self._session_id, self._part_path())
+        if not self._rest:
+            return
+        try:
+            async with self._admitted(len(self._rest) - (self._part_bytes or 0)):
+                await self._put(segment_path(self._call_id, self._stream, self._full), bytes(self._rest))
+        except QuotaExceeded:
+            self._cut()
+            return
+        await self._storage.delete(self._session_id, self._part_path())
+
+    def _admitted(self, more: int) -> AbstractAsyncContextManager[None]:
+        """For a write by which the session comes to hold so much more."""
+        if self._quota is None or more <= 0:
+            return nullcontext()
+        return self._storage.usage.admitted(self._session_id, more, self._quota)
+
+    def _cut(self, taken: int = 0) -> None:
+        """Store nothing any more, also not when there is room again: a stream has no gaps. What readers saw stays."""
+        self.whole = False
+        self._dropped += taken + len(self._rest)
+        self._rest.clear()
 
     def _part_path(self) -> str:
         return segment_path(self._call_id, self._stream, self._full) + PART_SUFFIX

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +15,6 @@ from sandhold.storage import segments as segments_module
 from sandhold.storage.segments import SEGMENT_BYTES, segment_path
 
 SESSION = "s-1"
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> SessionStorage:
-    return SessionStorage.open(tmp_path.as_uri())
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,46 @@
+"""What session storage tells of its files, and what cleaning it up asks and answers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field
+
+from sandhold.contracts.base import Message
+
+
+class StoredFile(Message):
+    """A file in session storage."""
+
+    path: str
+    size: int
+    modified_at: datetime
+    """When its content was written; it never changes in part."""
+
+
+class CleanStorageStep(Message):
+    """Remove what sessions left longer ago than their policies keep it: `clean_storage`."""
+
+    dry_run: bool = False
+    """Only tell what would be removed."""
+
+
+class StorageCleaned(Message):
+    """What a clean-up did. In a dry run: what it would have done."""
+
+    dry_run: bool = False
+    looked_at: int = 0
+    """Sessions that storage holds something of."""
+    kept_open: int = 0
+    """Sessions that run, or of which a sandbox still does."""
+    kept_for_now: int = 0
+    """Sessions that have ended, and are to be kept for longer."""
+    kept_undecided: int = 0
+    """Sessions that nobody here can say to have ended, for example those of another deployment."""
+    sessions_removed: int = 0
+    objects_removed: int = 0
+    bytes_removed: int = 0
+    leftovers_removed: int = 0
+    """Files that writers left unfinished in a local folder when they were killed."""
+    removed: list[str] = Field(default_factory=list)
+    """The ids of the first of the removed sessions."""

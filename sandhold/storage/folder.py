@@ -1,0 +1,69 @@
+"""What a local folder needs beside obstore: listings in the order of a bucket, and an end to what is left unfinished.
+
+obstore writes an object under its name with `#` and a number behind it, renames it once it is whole, and lists no such
+name (0.11).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+UNFINISHED = re.compile(r"#\d+\Z")
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file of the folder, by its path in it."""
+
+    path: str
+    size: int
+    modified_at: datetime
+
+
+def walk(folder: Path, prefix: str, after: str = "") -> Iterator[FoundFile]:
+    """The files below `prefix` in the byte order of their paths, those beyond `after`. Links are not followed.
+
+    Costs the memory of the folders on the way to a file, not of all files.
+    """
+    try:
+        entries = list(os.scandir(folder / prefix))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    named = ((f"{prefix}/{entry.name}", entry) for entry in entries if not UNFINISHED.search(entry.name))
+    # A bucket compares whole keys: `a-b` comes before `a/b`.
+    ordered = sorted((path + "/" if _is_folder(entry) else path, path, entry) for path, entry in named)
+    for key, path, entry in ordered:
+        if key.endswith("/"):
+            if key > after or after.startswith(key):
+                yield from walk(folder, path, after)
+        elif path > after:
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    yield FoundFile(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def remove_unfinished(folder: Path, older_than_s: float, now: datetime) -> int:
+    """Remove what killed writers left unfinished and nobody has written to for so long; how many files."""
+    removed = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            if UNFINISHED.search(name) is None:
+                continue
+            left = Path(path) / name
+            with suppress(FileNotFoundError):
+                if now.timestamp() - left.stat(follow_symlinks=False).st_mtime > older_than_s:
+                    left.unlink()
+                    removed += 1
+    return removed
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)

@@ -1,0 +1,214 @@
+"""The one way to the bytes of a session's objects: every object is read and written here, and nowhere else.
+
+Objects lie below `sessions/<session_id>/`. Whoever calls names a session and a path below it, never a key of the store,
+and sees the bytes as they were given. So they can be kept otherwise (in encrypted chunks) without any caller's change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, GenericError
+from obstore.store import ObjectStore
+
+from sandhold.contracts.names import is_id
+from sandhold.storage.errors import ObjectMissing, StorageError, missing_errors, named_errors
+from sandhold.storage.feed import Feed
+from sandhold.storage.folder import remove_unfinished, walk
+from sandhold.storage.location import local_folder, open_store
+
+if TYPE_CHECKING:
+    from obstore import OffsetRange
+
+PART_BYTES = 5 * 1024 * 1024
+"""An object above this is sent in parts of this size: the least that S3 takes, which has room for 10,000 of them."""
+_PARTS_AT_ONCE = 2
+_PIECE_BYTES = 1024 * 1024
+_PAGE = 1000
+_ROOT = "sessions"
+_CLAIM = "deployment"
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object, by its path below its session."""
+
+    path: str
+    size: int
+    modified_at: datetime
+
+
+class SessionObjects:
+    """Reads and writes the objects of sessions. An object is there as a whole or not at all, and never changes in part.
+
+    Raises StorageError for what its types name, and the object store's own errors.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
+        self._store = store
+        self._folder = folder
+
+    @classmethod
+    def open(cls, url: str) -> SessionObjects:
+        return cls(open_store(url), local_folder(url))
+
+    async def put(self, session_id: str, path: str, data: bytes) -> None:
+        """Store `data`, in place of what was there."""
+        with named_errors(path):
+            await obstore.put_async(self._store, _key(session_id, path), data, use_multipart=False)
+
+    async def put_new(self, session_id: str, path: str, data: bytes) -> bool:
+        """Store `data` if nothing is there; whether it was stored. Of several at once one is."""
+        with named_errors(path):
+            try:
+                await obstore.put_async(self._store, _key(session_id, path), data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    async def write(self, session_id: str, path: str, pieces: AsyncIterable[bytes]) -> int:
+        """Store all of `pieces`, in place of what was there, in constant memory; how many bytes they were.
+
+        When `pieces` raises, or this is cancelled, nothing is stored, and what was there stays.
+        """
+        key = _key(session_id, path)
+        blocks = _blocks(pieces)
+        first = await anext(blocks, b"")
+        if len(first) < PART_BYTES:
+            await self.put(session_id, path, first)
+            return len(first)
+        with named_errors(path):
+            # obstore gives an upload up, with all its parts, when its source raises; not when it is cancelled (0.11).
+            async with Feed() as feed:
+                feed.into(
+                    obstore.put_async(
+                        self._store, key, feed.taken(), chunk_size=PART_BYTES, max_concurrency=_PARTS_AT_ONCE
+                    )
+                )
+                written = len(first)
+                await feed.give(first)
+                async for block in blocks:
+                    written += len(block)
+                    await feed.give(block)
+                await feed.end()
+        return written
+
+    async def get(self, session_id: str, path: str) -> bytes | None:
+        """What is stored; None when nothing is."""
+        try:
+            with missing_errors(path):
+                answer = await obstore.get_async(self._store, _key(session_id, path))
+                return bytes(await answer.bytes_async())
+        except ObjectMissing:
+            return None
+
+    async def read(self, session_id: str, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`, in pieces; none where the object has none. Raises ObjectMissing."""
+        if end is not None and start >= end:
+            return
+        whole = start == 0 and end is None
+        window: OffsetRange | tuple[int, int] = {"offset": start} if end is None else (start, end)
+        with missing_errors(path):
+            try:
+                answer = await obstore.get_async(
+                    self._store, _key(session_id, path), options=None if whole else {"range": window}
+                )
+            except GenericError:
+                # A store refuses a range that begins behind the end, by an error that does not say so (obstore 0.11).
+                found = await self.find(session_id, path)
+                if whole or found is None or start < found.size:
+                    raise
+                return
+            async for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
+                yield bytes(piece)
+
+    async def find(self, session_id: str, path: str) -> StoredObject | None:
+        """The object's size and time; None when there is none."""
+        try:
+            with missing_errors(path):
+                found = await obstore.head_async(self._store, _key(session_id, path))
+        except ObjectMissing:
+            return None
+        return StoredObject(path, found["size"], found["last_modified"])
+
+    async def sessions(self) -> list[str]:
+        """The ids of all sessions of which something is stored, in order."""
+        answer = await obstore.list_with_delimiter_async(self._store, prefix=_ROOT)
+        return sorted(name for prefix in answer["common_prefixes"] if is_id(name := prefix.rpartition("/")[2]))
+
+    async def list(self, session_id: str, folder: str = "", after: str = "") -> AsyncIterator[StoredObject]:
+        """What lies in `folder` and the folders below it, in the byte order of the paths, those beyond `after`."""
+        root = _key(session_id)
+        prefix = _key(session_id, folder) if folder else root
+        offset = f"{root}/{after}" if after else ""
+        if self._folder is not None:
+            found = walk(self._folder, prefix, offset)
+            while page := await asyncio.to_thread(lambda: [each for each, _ in zip(found, range(_PAGE), strict=False)]):
+                for each in page:
+                    yield StoredObject(each.path.removeprefix(f"{root}/"), each.size, each.modified_at)
+            return
+        async for batch in obstore.list(self._store, prefix=prefix, offset=offset or None, chunk_size=_PAGE):
+            for entry in batch:
+                yield StoredObject(entry["path"].removeprefix(f"{root}/"), entry["size"], entry["last_modified"])
+
+    async def delete(self, session_id: str, paths: Sequence[str]) -> None:
+        """Remove these objects; it is fine when some are not there."""
+        keys = [_key(session_id, path) for path in paths]
+        if self._folder is None:
+            await obstore.delete_async(self._store, keys)
+            return
+        for key in keys:  # A local folder stops at the first one that is missing.
+            with suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, key)
+
+    async def claim(self, deployment: str) -> str:
+        """The deployment to which this storage belongs: `deployment`, unless another one has claimed it before."""
+        with suppress(AlreadyExistsError):
+            await obstore.put_async(self._store, _CLAIM, deployment.encode(), mode="create")
+            return deployment
+        return await self.claimed_by() or deployment
+
+    async def claimed_by(self) -> str | None:
+        """The deployment to which this storage belongs; None before one has claimed it."""
+        try:
+            with missing_errors(_CLAIM):
+                answer = await obstore.get_async(self._store, _CLAIM)
+                return bytes(await answer.bytes_async()).decode()
+        except ObjectMissing:
+            return None
+
+    async def remove_unfinished(self, older_than_s: float) -> int:
+        """Remove what killed writers left in a local folder; how many files. A bucket has rules of its own for this."""
+        if self._folder is None:
+            return 0
+        return await asyncio.to_thread(remove_unfinished, self._folder, older_than_s, datetime.now(UTC))
+
+
+async def _blocks(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of PART_BYTES; the last one is shorter, or the only one."""
+    block = bytearray()
+    async for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            taken = view[: PART_BYTES - len(block)]
+            block += taken
+            view = view[len(taken) :]
+            if len(block) == PART_BYTES:
+                yield bytes(block)
+                block.clear()
+    if block:
+        yield bytes(block)
+
+
+def _key(session_id: str, path: str | None = None) -> str:
+    parts = [] if path is None else path.split("/")
+    if not is_id(session_id) or any(part in {"", ".", ".."} for part in parts):
+        raise StorageError(f"{path!r} is not a path in session storage")
+    return "/".join([_ROOT, session_id, *parts])

@@ -1,0 +1,75 @@
+"""Every test of session storage runs on a local folder and on an S3-compatible server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sandhold.storage import FileStore, SessionStorage
+from tests.s3_server import S3Server, running_s3_server
+
+SESSION = "s-1"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test's storage is, and what lies there unseen."""
+
+    url: str
+    server: S3Server | None = None
+
+    @property
+    def bucket(self) -> str:
+        return self.url.removeprefix("s3://").partition("/")[0]
+
+    def folder(self) -> Path:
+        return Path(self.url.removeprefix("file://"))
+
+    def unfinished(self) -> int:
+        """How many writes have left something behind that no listing shows."""
+        if self.server is not None:
+            return self.server.unfinished_uploads(self.bucket)
+        return sum(1 for path in self.folder().rglob("*#*") if path.is_file())
+
+    def open(self) -> SessionStorage:
+        """The storage as another process would see it."""
+        return SessionStorage.open(self.url)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with running_s3_server(tmp_path_factory.mktemp("s3") / "log") as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "folder":
+        return Place((tmp_path / "storage").as_uri())
+    server: S3Server = request.getfixturevalue("s3_server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return Place(f"s3://{server.new_bucket()}/some/prefix", server)
+
+
+@pytest.fixture
+def storage(place: Place) -> SessionStorage:
+    return place.open()
+
+
+@pytest.fixture
+def files(storage: SessionStorage) -> FileStore:
+    return storage.files(SESSION)
+
+
+async def stream(*pieces: bytes, fails: BaseException | None = None) -> AsyncIterator[bytes]:
+    """The pieces one by one; then perhaps an error."""
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0)
+    if fails is not None:
+        raise fails
