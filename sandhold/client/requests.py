@@ -25,6 +25,7 @@ from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
     WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
 )
@@ -33,7 +34,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.client.errors import TemporalRefused, WaitTimeout
-from sandhold.contracts.names import DRAINING
+from sandhold.contracts.names import DRAINING, QUERY_TOO_EARLY
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable
 
 logger = logging.getLogger("sandhold.client")
@@ -203,9 +204,12 @@ class TemporalRequests:
         deadline: Deadline,
         only_open: bool = False,
     ) -> Answer:
-        """The answer to a query. With `only_open` a closed workflow raises WorkflowQueryRejectedError."""
+        """The answer to a query. With `only_open` a closed workflow raises WorkflowQueryRejectedError.
+
+        A query between two runs of a workflow, or ahead of a task of it, is asked again.
+        """
         handle = self.client.get_workflow_handle(workflow_id)
-        between_runs = Backoff(0.02, 0.5)
+        pause = Backoff(0.02, 0.5)
 
         async def attempt(timeout: timedelta) -> Answer:
             result: Answer = await handle.query(
@@ -223,7 +227,10 @@ class TemporalRequests:
             except WorkflowQueryRejectedError as rejection:
                 if not is_open(rejection.status):
                     raise
-            await between_runs.sleep(deadline)
+            except WorkflowQueryFailedError as failure:
+                if failure.message != QUERY_TOO_EARLY:
+                    raise
+            await pause.sleep(deadline)
 
     async def send(
         self,
