@@ -15,6 +15,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities import streams as streams_module
+from activities.streams import SandboxStreams
 from activities.workspace import WorkspaceActivities
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, SandboxSignal
@@ -254,6 +255,39 @@ async def test_single_files_of_a_hostile_tree_are_those_that_have_content_and_a_
     assert result.empty_directories == 2
 
 
+@pytest.mark.parametrize(
+    ("seldom", "exclude", "passes"),
+    [
+        ("true", [], 1),
+        ("true", ["*.log"], 1),
+        ("mkfifo fifo", [], 2),
+        ("touch -d 1960-01-01 a", [], 2),
+        ("truncate -s 1M sparse", [], 2),
+    ],
+)
+async def test_an_archive_that_holds_anything_seldom_is_written_anew(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, seldom: str, exclude: list[str], passes: int
+) -> None:
+    """Both ways give the same archive; the quick one is given up for what only the other one can do."""
+    begun = []
+    read_stream = SandboxStreams.read
+    monkeypatch.setattr(SandboxStreams, "read", lambda *given: begun.append(given) or read_stream(*given))
+    await workspace.make(f"mkdir d; echo one >a; ln a d/b; ln -s a c; chmod 4755 a; chmod 1777 d; {seldom}")
+    result = await workspace.download(format="archive", exclude=exclude)
+    assert len(begun) == passes
+    members = await workspace.archive(result)
+    kept = {name: (member.mode, member.type, member.linkname, member.uid) for name, member in members.items()}
+    kept.pop("sparse", None)
+    first, second = sorted(["a", "d/b"], key=lambda name: kept[name][1])
+    assert kept == {
+        "d": (0o777, tarfile.DIRTYPE, "", 0),
+        "c": (0o777, tarfile.SYMTYPE, "a", 0),
+        first: (0o755, tarfile.REGTYPE, "", 0),
+        second: (0o755, tarfile.LNKTYPE, f"./{first}", 0),
+    }
+    assert result.files_downloaded == len(members) - 1
+
+
 async def test_what_no_one_needs_is_left_out_and_patterns_say_what_else(workspace: Workspace) -> None:
     await workspace.make(
         "for d in .git node_modules src/node_modules .venv __pycache__ src/build docs; do\n"
@@ -441,7 +475,9 @@ async def test_a_file_that_busyboxs_tar_gives_up_over_is_told(
 ) -> None:
     workspace = Workspace(provider, bare_sandbox)
     await workspace.make("head -c 30000000 /dev/urandom >large")
-    error = (await held_up(workspace, faults, monkeypatch, "truncate -s 5000000 large", format="archive")).error
+    # With a pattern of which tar cannot be told the archive is written anew at once.
+    arguments = {"format": "archive", "exclude": ["*.log"]}
+    error = (await held_up(workspace, faults, monkeypatch, "truncate -s 5000000 large", **arguments)).error
     assert error is not None
     assert error.code == ErrorCode.CONFLICT
     assert "shorter" in error.message
