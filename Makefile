@@ -12,7 +12,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 .PHONY: help setup demo dev test check format lock histories output-memory bench workspace-bench clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## Make .venv with every pinned dependency (the other targets do this themselves)
 
@@ -48,7 +48,7 @@ histories: setup ## Record the main scenarios for the replay tests, once per rel
 bench: setup ## Measure what a call costs here: make bench BENCH="--long --json FILE"
 	@exec $(BIN)/python -m bench $(BENCH)
 
-workspace-bench: setup ## Download 2 GiB, 100,000 small files and 5 GiB beside the provider's client: make workspace-bench BENCH="--rounds 1"
+workspace-bench: setup ## Measure downloads of 2 GiB, 100,000 small files and 5 GiB beside the provider's client
 	@exec $(BIN)/python -m bench.workspaces $(BENCH)
 
 # CHAOS takes further options: make chaos CHAOS="--kind worker --no-fifty"

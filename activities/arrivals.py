@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
 
 from activities.reasons import failure_for
+from activities.stream_requests import StreamBroken, StreamEnd
 from activities.stream_scripts import PLACE, UNPACK
-from activities.streams import SandboxStreams, StreamBroken, StreamEnd
+from activities.streams import SandboxStreams
 from activities.workspaces.packed import STEP_BYTES
 from activities.zstd import ZstdDecompressor, ZstdError
 from sandhold.contracts.errors import ErrorCode, ToolFailure

@@ -3,7 +3,7 @@
 # says why there is nothing: `missing`, `special`, or `failed REASON`. Ends with tar's exit code; what tar says of entries
 # is on stderr.
 #
-# One a line: SANDHOLD_NAMES, that are left out wherever they are; SANDHOLD_PATHS, left out at the top; and, if there are
+# One a line: SANDHOLD_NAMES, that are left out wherever they are; SANDHOLD_PATHS, left out there; and, if there are
 # any, SANDHOLD_OPERANDS, the only paths that are looked at. SANDHOLD_HARD_LINKS is `keep` or `copy`: with `copy` each
 # name has its content, where tar can do that.
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
 from typing import Protocol, TypeVar
 
+from activities.stream_requests import StreamBroken, StreamEnd
 from activities.stream_scripts import PACK
-from activities.streams import SandboxOutput, SandboxStreams, StreamBroken, StreamEnd
+from activities.streams import SandboxOutput, SandboxStreams
 from activities.tar import TarBroken, Visitor
 from activities.workspaces.archive import SUFFIX, ArchiveChecker, ArchiveWriter, WrittenOtherwise
 from activities.workspaces.entries import EntryRules, Report, readable

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 
 from pathspec import GitIgnoreSpec
 
+from sandhold.contracts.names import WORKSPACE_PATH
 from sandhold.contracts.workspaces import LEFT_OUT_BY_DEFAULT
 
-OURS = ".sandhold"
-"""Where Sandhold itself works; at the top of a workspace never taken, whatever the patterns say."""
-OF_THE_KERNEL = ("proc", "sys", "dev")
-"""Left out of a download of `/`: they hold no files, and reading some of them does things."""
+NEVER_TAKEN = (
+    # Where Sandhold itself works, this download included.
+    f"{WORKSPACE_PATH}/.sandhold",
+    "/tmp/.sandhold",  # noqa: S108
+    # These hold no files, and reading some of them does things.
+    "/proc",
+    "/sys",
+    "/dev",
+)
+"""Never taken, whatever the patterns say, by a download of a directory above them."""
 _REMEMBERED_FOLDERS = 20_000
 _PLAIN = re.compile(r"[A-Za-z0-9._+@%=,-]+\Z")
 
@@ -30,7 +38,8 @@ class Selection:
         patterns = [*LEFT_OUT_BY_DEFAULT, *exclude]
         self._include = list(include)
         self._wanted = GitIgnoreSpec.from_lines(include) if include else None
-        self._never = {name.encode() for name in (OURS, *(OF_THE_KERNEL if root == "/" else ()))}
+        below = (posixpath.relpath(path, root) for path in NEVER_TAKEN)
+        self._never = {path.encode() for path in below if not path.startswith(".") or path == ".sandhold"}
         self._folders: dict[bytes, bool] = {b"": False}
         brings_back = any(pattern.startswith("!") for pattern in patterns)
         # Most patterns are names, and a set of names answers in a tenth of the time.
@@ -55,7 +64,7 @@ class Selection:
         return sorted(name.decode() for name in self._names)
 
     def paths_for_tar(self) -> list[str]:
-        """Paths at the top of the directory that tar itself leaves out."""
+        """Paths relative to the directory that tar itself leaves out."""
         return sorted(name.decode() for name in self._never)
 
     def operands_for_tar(self) -> list[str] | None:

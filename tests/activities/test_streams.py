@@ -19,8 +19,10 @@ from daytona import DaytonaConnectionError
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities import stream_requests as requests_module
 from activities import streams as streams_module
-from activities.streams import SandboxStreams, StreamBroken, StreamEnd
+from activities.stream_requests import StreamBroken, StreamEnd
+from activities.streams import SandboxStreams
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.steps import SandboxRef
 from tests.activities.provider_under_test import ProviderUnderTest
@@ -83,8 +85,8 @@ def new_call_id() -> str:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams_module, "PART_BYTES", PART)
-    monkeypatch.setattr(streams_module, "LEAST_PART_BYTES", PART // 2)
-    monkeypatch.setattr(streams_module, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(requests_module, "LEAST_PART_BYTES", PART // 2)
+    monkeypatch.setattr(requests_module, "LONGEST_PAUSE_S", 0.2)
 
 
 @pytest.fixture(params=shells_present())
@@ -144,11 +146,11 @@ async def test_the_spool_holds_few_parts_however_slowly_they_are_taken(box: Sand
         return taken
 
     assert await as_activity(attempt) == 40 * PART
-    assert 1 < most <= streams_module.PARTS + 1
+    assert 1 < most <= requests_module.PARTS + 1
 
 
 async def test_a_program_that_says_too_much_is_not_held_up(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module, "SAID_BYTES", 1000)
+    monkeypatch.setattr(requests_module, "SAID_BYTES", 1000)
     data, end = await box.read("seq 1 200000 >&2; echo done")
     assert data == b"done\n"
     assert end.said.startswith(b"1\n2\n")
@@ -232,7 +234,7 @@ async def test_an_attempt_ends_what_the_one_before_left(
 async def test_a_program_that_nobody_comes_back_to_gives_up(
     box: Sandbox, spools: Spools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams_module, "PATIENCE_S", 1)
+    monkeypatch.setattr(requests_module, "PATIENCE_S", 1)
     mark = uuid.uuid4().hex
     await forgotten(box, monkeypatch, new_call_id(), mark)
     await spools.until_gone()
@@ -272,7 +274,7 @@ async def test_a_killed_owner_breaks_the_stream_so_that_another_attempt_begins(b
 async def test_a_disk_without_room_is_told(box: Sandbox, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as wanted:
         wanted.setattr(streams_module, "PART_BYTES", 2**50)
-        wanted.setattr(streams_module, "LEAST_PART_BYTES", 2**49)
+        wanted.setattr(requests_module, "LEAST_PART_BYTES", 2**49)
         with pytest.raises(ToolFailure) as failure:
             await box.read("echo")
     assert failure.value.error.code is ErrorCode.STORAGE_FULL

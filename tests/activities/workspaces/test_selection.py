@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,8 +63,20 @@ def test_a_pattern_that_brings_something_back_keeps_tar_from_leaving_anything_ou
     assert Selection("/w", (), ["!.git"]).names_for_tar() == []
 
 
-def test_the_kernels_files_are_left_out_of_the_root() -> None:
-    root = Selection("/", (), ["!proc"])
-    assert not root.takes(b"proc/1/environ", is_directory=False)
-    assert root.takes(b"home/proc", is_directory=False)
-    assert Selection("/w").takes(b"proc/x", is_directory=False)
+@pytest.mark.parametrize(
+    ("root", "never", "taken"),
+    [
+        ("/", ["proc", "sys", "dev", "tmp/.sandhold", "home/daytona/.sandhold"], ["home/proc", "etc/dev"]),
+        ("/home", ["daytona/.sandhold"], [".sandhold", "proc", "other/.sandhold"]),
+        ("/home/daytona", [".sandhold"], ["project/.sandhold", "dev"]),
+        ("/home/daytona/project", [], [".sandhold", "proc"]),
+        ("/proc", [], ["1"]),
+    ],
+)
+def test_what_is_no_work_of_anybodys_is_never_taken(root: str, never: list[str], taken: list[str]) -> None:
+    selection = Selection(root, (), ["!*"])
+    assert selection.paths_for_tar() == sorted(never)
+    for path in never:
+        assert not selection.takes(f"{path}/x".encode(), is_directory=False)
+    for path in taken:
+        assert selection.takes(f"{path}/x".encode(), is_directory=False)
