@@ -7,6 +7,10 @@ applied after the timer; but a worker that replays the history later applies all
 first. Commands then come in another order than they are recorded in, every further task fails with
 `NonDeterministicError`, and the workflow is stuck for good (temporalio 1.35.0: seen after a worker was killed, in
 about one of thirty kills under load).
+
+What was applied for a query cannot always be told from a workflow task: the history that comes with a query may end
+with a task that had just been started, and was lost (seen after the server was killed, in one of some thousand
+commands). So whenever a query is the first thing after a replay, the replay is taken to have been for it.
 """
 
 from __future__ import annotations
@@ -21,12 +25,15 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, Workflo
 from temporalio.worker._command_aware_visitor import CommandInfo
 
 _NO_EVENTS = frozenset({"query_workflow", "remove_from_cache"})
+_QUERY_BY_ITSELF = "legacy_query"
+"""The id of a query that came without a workflow task."""
 
 
 class ReplayableRunner(WorkflowRunner):
     """Lets `inner` run the workflows; one that a query has brought ahead of its task is run from its beginning again.
 
-    That costs one failed workflow task, which the server repeats at once with all that it carried.
+    That costs one failed workflow task, which the server repeats at once with all that it carried; also for one that
+    was replayed for a task and then queried before the next.
     """
 
     def __init__(self, inner: WorkflowRunner) -> None:
@@ -49,6 +56,7 @@ class _Replayable(WorkflowInstance):
         self._inner = inner
         self._was_replaying = False
         self._task_started_at: tuple[int, int] | None = None
+        self._just_replayed = False
         self._ahead = False
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
@@ -57,9 +65,12 @@ class _Replayable(WorkflowInstance):
                 return _to_be_replayed(act)
             # A workflow task brings the time at which it was started. What follows a replay without one is for a query.
             started_at = (act.timestamp.seconds, act.timestamp.nanos)
-            self._ahead = self._was_replaying and not act.is_replaying and started_at == self._task_started_at
+            self._just_replayed = self._was_replaying and not act.is_replaying
+            self._ahead = self._just_replayed and started_at == self._task_started_at
             self._was_replaying = act.is_replaying
             self._task_started_at = started_at
+        elif self._just_replayed and any(job.query_workflow.query_id == _QUERY_BY_ITSELF for job in act.jobs):
+            self._ahead = True
         return self._inner.activate(act)
 
     def get_serialization_context(self, command_info: CommandInfo | None) -> SerializationContext | None:
