@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 from temporalio.bridge.proto.workflow_activation import (
@@ -47,46 +49,68 @@ class Willing(WorkflowInstance):
         return None
 
 
-class Runner:
+class Inner:
     """Runs workflows that are willing."""
 
     def create_instance(self, det: object) -> WorkflowInstance:
         return Willing()
 
 
-def taken(*activations: tuple[int, bool, WorkflowActivationJob]) -> list[bool]:
-    """Whether each activation was taken: the time its task was started, whether it is a replay, what happened."""
-    instance = ReplayableRunner(Runner()).create_instance(None)  # type: ignore[arg-type]
-    answers = []
-    for started_at, is_replaying, job in activations:
-        act = WorkflowActivation(run_id="run", is_replaying=is_replaying, jobs=[job])
-        act.timestamp.seconds = started_at
-        answers.append(not instance.activate(act).HasField("failed"))
-    return answers
+class Run:
+    """One run of a workflow, as one worker after the other sees it."""
+
+    def __init__(self) -> None:
+        self.worker = ReplayableRunner(Inner())  # type: ignore[arg-type]
+
+    def taken(self, *activations: tuple[int, bool, WorkflowActivationJob], pause_s: float = 0.0) -> list[bool]:
+        """Whether each activation of a new instance is taken: the time of its task, whether it replays, its job."""
+        instance = self.worker.create_instance(SimpleNamespace(info=SimpleNamespace(run_id="run")))  # type: ignore[arg-type]
+        answers = []
+        for started_at, is_replaying, job in activations:
+            act = WorkflowActivation(run_id="run", is_replaying=is_replaying, jobs=[job])
+            act.timestamp.seconds = started_at
+            answers.append(not instance.activate(act).HasField("failed"))
+            time.sleep(pause_s)
+        return answers
 
 
 def test_a_workflow_that_runs_on_is_never_replayed_whatever_is_asked() -> None:
-    assert (
-        taken((1, False, BEGIN), (1, True, QUERY), (2, False, DONE), (2, True, QUERY), (3, False, UPDATE)) == [True] * 5
-    )
+    on = ((1, False, BEGIN), (1, True, QUERY), (2, False, DONE), (2, True, QUERY), (3, False, UPDATE))
+    assert Run().taken(*on) == [True] * 5
 
 
 def test_a_workflow_that_was_replayed_for_its_task_runs_on() -> None:
-    assert taken((1, True, BEGIN), (2, False, DONE), (2, True, QUERY_OF_TASK), (3, False, UPDATE)) == [True] * 4
-    assert (
-        taken((1, True, BEGIN), (2, False, DONE), (3, False, UPDATE), (3, True, QUERY), (4, False, DONE)) == [True] * 5
-    )
+    own = ((1, True, BEGIN), (2, False, DONE), (2, True, QUERY_OF_TASK), (3, False, UPDATE))
+    assert Run().taken(*own) == [True] * 4
+    later = ((1, True, BEGIN), (2, False, DONE), (3, False, UPDATE), (3, True, QUERY), (4, False, DONE))
+    assert Run().taken(*later) == [True] * 5
 
 
 def test_what_happened_since_the_last_task_was_applied_for_a_query() -> None:
     """It has no time of its own."""
-    assert taken((1, True, BEGIN), (1, False, FIRED), (1, True, QUERY), (2, False, UPDATE)) == [True] * 3 + [False]
+    ahead = ((1, True, BEGIN), (1, False, FIRED), (1, True, QUERY), (2, False, UPDATE))
+    assert Run().taken(*ahead) == [True] * 3 + [False]
 
 
 def test_what_a_lost_task_had_been_started_with_was_applied_for_a_query() -> None:
     """It has the time of the lost task. Found by chaos: the history of that workflow never replayed again."""
-    assert taken((1, True, BEGIN), (2, False, DONE), (2, True, QUERY), (3, False, UPDATE)) == [True] * 3 + [False]
+    ahead = ((1, True, BEGIN), (2, False, DONE), (2, True, QUERY), (3, False, UPDATE))
+    assert Run().taken(*ahead) == [True] * 3 + [False]
+
+
+def test_a_query_some_time_after_the_task_of_a_replay_is_no_sign() -> None:
+    asked_later = ((1, True, BEGIN), (2, False, DONE), (2, True, QUERY), (3, False, UPDATE))
+    assert Run().taken(*asked_later, pause_s=0.3) == [True] * 4
+
+
+def test_a_workflow_that_is_asked_all_the_time_is_replayed_once() -> None:
+    run = Run()
+    asked = ((1, True, BEGIN), (2, False, DONE), (2, True, QUERY), (3, False, UPDATE))
+    assert run.taken(*asked) == [True] * 3 + [False]
+    assert run.taken(*asked) == [True] * 4
+    assert run.taken(*asked) == [True] * 3 + [False], "that was another reason to replay it"
 
 
 def test_queries_alone_are_answered_by_what_is_ahead() -> None:
-    assert taken((1, True, BEGIN), (2, False, DONE), (2, True, QUERY), (2, True, QUERY)) == [True] * 4
+    asked = ((1, True, BEGIN), (2, False, DONE), (2, True, QUERY), (2, True, QUERY))
+    assert Run().taken(*asked) == [True] * 4
