@@ -33,16 +33,19 @@ from activities.files import FileActivities
 from activities.following import FollowingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
+from activities.retention import RetentionActivities
 from activities.statuses import StatusActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
 from sandhold.replay_order import ReplayableRunner
+from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
+from workflows.clean_storage import CleanStorage
 from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
 from workflows.session import AgentSession
@@ -75,6 +78,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     command_io = CommandIoActivities(access, storage)
     following = FollowingActivities(access, storage)
     statuses = StatusActivities(client)
+    retention = RetentionActivities(client, storage, access.deployment)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,
@@ -91,6 +95,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             command_io.signal_command,
             command_io.clean_commands,
             statuses.sandbox_statuses,
+            retention.clean_storage,
         ],
         of_followers=[following.follow_commands],
     )
@@ -114,7 +119,7 @@ def build_workers(
     calls = Worker(
         client,
         task_queue=task_queue,
-        workflows=[AgentSession, Sandbox],
+        workflows=[AgentSession, Sandbox, CleanStorage],
         activities=activities.of_calls,
         interceptors=[MessageIntake()],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
@@ -216,6 +221,11 @@ async def serve(settings: Settings) -> None:
             ],
             settings.build_id,
         )
+        try:
+            await ensure_schedules(client, settings.task_queue)
+        except ScheduleUnusable as error:
+            # Sessions can be served without; `sandhold setup` says the same to whoever asks.
+            log.error("storage is not cleaned up", reason=str(error))
         url = await resources.enter_async_context(health_endpoint(settings.health_address, probe))
         await run_until(stop, probe, url, calls, followers)
 

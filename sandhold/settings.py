@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,7 +55,7 @@ class Settings(BaseSettings):
     temporal_namespace: str = "default"
     task_queue: str = DEFAULT_TASK_QUEUE
     storage_url: Annotated[str | None, Optional] = None
-    """Session storage; by default the folder `storage` below the data folder."""
+    """Session storage, `file:///folder` or `s3://bucket/prefix`; by default the folder `storage` in the data folder."""
     daytona_api_url: Annotated[str | None, Optional] = None
     daytona_api_key: Annotated[SecretStr | None, Optional] = None
     """The provider for owners without a connection of their own."""
@@ -83,6 +84,18 @@ class Settings(BaseSettings):
             if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
                 raise ValueError("must be host:port")
         return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _place_without_secrets(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.username or parts.password or parts.query:
+            raise ValueError("must not carry credentials: they come from the AWS_* variables")
+        if (parts.scheme == "s3" and parts.netloc) or (parts.scheme == "file" and parts.path.startswith("/")):
+            return value
+        raise ValueError("must be file:///folder or s3://bucket/prefix")
 
     @field_validator("log_level")
     @classmethod

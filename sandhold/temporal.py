@@ -11,6 +11,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.runtime import Runtime
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
+from sandhold.contracts.names import session_workflow_id
+from sandhold.contracts.sessions import SessionStart
 from sandhold.settings import DEFAULT_TEMPORAL_ADDRESS, Settings
 
 DATA_CONVERTER = pydantic_data_converter
@@ -57,6 +59,20 @@ async def connect(
             f"Temporal does not answer at {address}; start it with `sandhold dev`, "
             "or set SANDHOLD_TEMPORAL_ADDRESS to where it runs"
         ) from error
+
+
+async def session_start(client: Client, session_id: str, *, timeout: timedelta = _REQUEST_TIMEOUT) -> SessionStart:
+    """What the session was started with, also after its end. Needs no worker.
+
+    Raises RPCError: NOT_FOUND when Temporal knows no such session, or not any more.
+    """
+    handle = client.get_workflow_handle(session_workflow_id(session_id))
+    # The first event of whichever run is the latest: each run is started with the policy.
+    first = await anext(handle.fetch_history_events(page_size=1, rpc_timeout=timeout))
+    payloads = first.workflow_execution_started_event_attributes.input.payloads
+    [start] = await client.data_converter.decode(payloads, [SessionStart])
+    assert isinstance(start, SessionStart)
+    return start
 
 
 async def deployment_id(client: Client) -> str:

@@ -130,6 +130,7 @@ def _exit_code_of(error: Exception) -> int | None:
     """The exit code of an error that a user can meet; None for a fault of ours."""
     from sandhold import client
     from sandhold.contracts.errors import ToolFailure
+    from sandhold.schedules import ScheduleUnusable
     from sandhold.search_attributes import SearchAttributesUnusable
 
     if isinstance(error, client.TemporalUnreachable | client.NamespaceMissing):
@@ -140,7 +141,7 @@ def _exit_code_of(error: Exception) -> int | None:
         return EXIT_NOT_FOUND
     if isinstance(error, ToolFailure):
         return exit_code(error.error)
-    if isinstance(error, client.SandholdError | SearchAttributesUnusable):
+    if isinstance(error, client.SandholdError | SearchAttributesUnusable | ScheduleUnusable):
         return EXIT_FAILED
     return None
 

@@ -12,20 +12,27 @@ if TYPE_CHECKING:
 
 
 def setup(as_json: JsonFlag = False) -> None:
-    """Register missing search attributes and, with SANDHOLD_BUILD_ID set, make that build the current one.
+    """Register missing search attributes, schedule the clean-up of storage; with SANDHOLD_BUILD_ID make it current.
 
     Safe to repeat. Workers of the build must be running: a build nobody runs cannot become current.
     """
 
     async def work() -> int:
         from sandhold.cli.connecting import connected
+        from sandhold.schedules import ensure_schedules
         from sandhold.search_attributes import register_search_attributes
         from sandhold.settings import Settings
 
         settings = Settings.load()
         client = (await connected(settings)).client
         registered = await register_search_attributes(client)
-        answer: dict[str, Any] = {"namespace": client.namespace, "registered": registered, "current_build": None}
+        scheduled = await ensure_schedules(client, settings.task_queue)
+        answer: dict[str, Any] = {
+            "namespace": client.namespace,
+            "registered": registered,
+            "scheduled": scheduled,
+            "current_build": None,
+        }
         if settings.build_id is not None:
             refusal = await make_current(client, settings.build_id)
             if refusal is not None:
@@ -60,6 +67,7 @@ async def make_current(client: Client, build_id: str) -> str | None:
 def _told(answer: dict[str, Any]) -> str:
     done = ", ".join(answer["registered"]) or "nothing was missing"
     lines = [f"search attributes registered in namespace {answer['namespace']}: {done}"]
+    lines += [f"scheduled: {schedule}" for schedule in answer["scheduled"]]
     if answer["current_build"]:
         lines.append(f"current build: {answer['current_build']}")
     return "\n".join(lines)

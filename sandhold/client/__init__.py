@@ -12,6 +12,7 @@ from sandhold.client.errors import (
     TemporalRefused,
     WaitTimeout,
 )
+from sandhold.client.files import SessionFiles
 from sandhold.client.rows import Capability, SessionRow, ShownSession
 from sandhold.client.session import Session
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable
@@ -27,6 +28,7 @@ __all__ = [
     "SearchAttributesMissing",
     "Session",
     "SessionEnded",
+    "SessionFiles",
     "SessionNotFound",
     "SessionRow",
     "ShownSession",

@@ -9,7 +9,7 @@ same call id, which the workflow knows.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from obstore.exceptions import BaseError as ObjectStoreError
@@ -45,7 +45,7 @@ from sandhold.contracts.names import (
     session_workflow_id,
 )
 from sandhold.contracts.tools import ManageSandboxResult, parse_arguments, tool_named
-from sandhold.storage import DocumentMissing, SessionStorage, StorageError
+from sandhold.storage import DocumentMissing, Quota, SessionStorage, StorageError
 
 _BY_REFERENCE = frozenset({ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE})
 """Tools whose arguments are read by an activity; the arguments of the others are read by a workflow."""
@@ -76,11 +76,18 @@ class Prepared:
 class Calls:
     """The calls of one session."""
 
-    def __init__(self, session_id: str, requests: TemporalRequests, storage: Callable[[], SessionStorage]) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        requests: TemporalRequests,
+        storage: Callable[[], SessionStorage],
+        quota: Callable[[Deadline], Awaitable[Quota | None]],
+    ) -> None:
         self._session_id = session_id
         self._session_workflow_id = session_workflow_id(session_id)
         self._requests = requests
         self._storage = storage
+        self._quota = quota
         self._absence = Absence(session_id, requests)
 
     async def prepare(self, call_id: str, tool: str, arguments: JsonValue) -> Prepared:
@@ -160,11 +167,17 @@ class Calls:
         return envelope.model_copy(update={"result": result, "result_ref": None, "fingerprint": None})
 
     async def _by_reference(self, request: CallRequest) -> CallRequest:
-        """Put the arguments into session storage, under a name that other arguments cannot take."""
+        """Put the arguments into session storage, under a name that other arguments cannot take.
+
+        Raises ToolFailure `quota_exceeded` when the session's storage is full.
+        """
+        quota = await self._quota(Deadline())
         digest = json_sha256(request.arguments)
         path = f"calls/{call_folder(request.call_id)}/arguments-{digest[:16]}.json"
         try:
-            ref = await self._storage().put_json(self._session_id, path, request.arguments)
+            ref = await self._storage().put_json(
+                self._session_id, path, request.arguments, quota=quota.session_bytes if quota else None
+            )
         except (StorageError, ObjectStoreError, OSError) as error:
             raise ToolFailure(
                 ErrorCode.INTERNAL, f"the arguments could not be stored: {error}", retryable=True

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 
 from pydantic import JsonValue, ValidationError
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -30,9 +30,17 @@ from sandhold.client.errors import (
 from sandhold.client.requests import Deadline, TemporalRequests
 from sandhold.client.rows import SessionRow
 from sandhold.client.session import Session
-from sandhold.contracts.names import SESSION_WORKFLOW, is_id, is_owner, session_workflow_id
+from sandhold.contracts.names import (
+    CLEAN_STORAGE_SCHEDULE,
+    CLEAN_STORAGE_WORKFLOW,
+    SESSION_WORKFLOW,
+    is_id,
+    is_owner,
+    session_workflow_id,
+)
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.sessions import SessionOutcome, SessionStart, SessionState
+from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.search_attributes import OWNER, SESSION, STATE
 from sandhold.settings import Settings
 from sandhold.storage import SessionStorage
@@ -156,6 +164,40 @@ class Sandhold:
             return await self._requests.send(attempt, deadline=Deadline.after(timeout))
         except RPCError as error:
             raise TemporalRefused(f"Temporal refused to list the sessions: {error.message}") from error
+
+    async def clean_storage(self, *, dry_run: bool = False, timeout: float | None = None) -> StorageCleaned:
+        """Remove what sessions left that their policies keep no longer, now instead of by the schedule; what was done.
+
+        A dry run only tells what would be removed. Needs a worker. Raises WaitTimeout (the clean-up goes on), and
+        TemporalRefused when the clean-up failed.
+        """
+        handle = self.client.get_workflow_handle(
+            f"{CLEAN_STORAGE_SCHEDULE}-{uuid.uuid4().hex[:16]}", result_type=StorageCleaned
+        )
+        deadline = Deadline.after(timeout)
+
+        async def begin(request_timeout: timedelta) -> None:
+            await self.client.start_workflow(
+                CLEAN_STORAGE_WORKFLOW,
+                CleanStorageStep(dry_run=dry_run),
+                id=handle.id,
+                task_queue=self._settings.task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary="Removes what ended sessions left in storage",
+                rpc_timeout=request_timeout,
+            )
+
+        async def outcome(request_timeout: timedelta) -> StorageCleaned:
+            cleaned: StorageCleaned = await handle.result(rpc_timeout=request_timeout)
+            return cleaned
+
+        try:
+            await self._requests.send(begin, deadline=deadline)
+            return await self._requests.send(outcome, deadline=deadline)
+        except RPCError as error:
+            raise TemporalRefused(f"Temporal refused to clean the storage: {error.message}") from error
+        except WorkflowFailureError as failure:
+            raise TemporalRefused(f"the clean-up failed: {failure.cause.__cause__ or failure.cause}") from failure
 
     async def _start(self, start: SessionStart, deadline: Deadline) -> None:
         # A start that is repeated because its answer was lost finds its own session, which is then attached to.

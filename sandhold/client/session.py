@@ -15,6 +15,7 @@ from sandhold.client.calls import Calls, as_tool_failure, failed, new_call_id
 from sandhold.client.commands import Command
 from sandhold.client.ending import Ending
 from sandhold.client.errors import SessionEnded, SessionNotFound, WaitTimeout
+from sandhold.client.files import SessionFiles
 from sandhold.client.requests import Deadline, NeverRan, TemporalRequests
 from sandhold.client.rows import DEPLOYMENT_CAPABILITIES, ShownSession
 from sandhold.contracts.base import Message
@@ -43,14 +44,16 @@ _STATUS_WITHIN_S = 5.0
 
 
 class Session:
-    """A session by its id. Holds no state of its own: any number of these, anywhere, speak for the same session."""
+    """A session by its id. Holds nothing but what never changes: any number of these, anywhere, speak for the same."""
 
     def __init__(self, session_id: str, requests: TemporalRequests, storage: Callable[[], SessionStorage]) -> None:
         self.session_id = session_id
         self.workflow_id = session_workflow_id(session_id)
         self._requests = requests
         self._storage = storage
-        self._calls = Calls(session_id, requests, storage)
+        self.files = SessionFiles(session_id, requests, storage)
+        """The session's files in storage."""
+        self._calls = Calls(session_id, requests, storage, self.files.quota)
         self._absence = Absence(session_id, requests)
         self._ending = Ending(session_id, requests, self._absence)
 

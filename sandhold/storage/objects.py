@@ -173,8 +173,16 @@ class SessionObjects:
         with suppress(AlreadyExistsError):
             await obstore.put_async(self._store, _CLAIM, deployment.encode(), mode="create")
             return deployment
-        answer = await obstore.get_async(self._store, _CLAIM)
-        return bytes(await answer.bytes_async()).decode()
+        return await self.claimed_by() or deployment
+
+    async def claimed_by(self) -> str | None:
+        """The deployment to which this storage belongs; None before one has claimed it."""
+        try:
+            with missing_errors(_CLAIM):
+                answer = await obstore.get_async(self._store, _CLAIM)
+                return bytes(await answer.bytes_async()).decode()
+        except ObjectMissing:
+            return None
 
     async def remove_unfinished(self, older_than_s: float) -> int:
         """Remove what killed writers left in a local folder; how many files. A bucket has rules of its own for this."""

@@ -1,0 +1,233 @@
+"""`sandhold files` and `sandhold storage` as a script meets them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import pty
+import random
+import signal
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from sandhold.client import Session
+from sandhold.storage import SessionStorage
+from tests.cli.process import COMMAND, finished, sandhold, started
+from tests.stack import Stack, environment_of
+
+DATA = random.Random(5).randbytes(11 * 1024 * 1024 + 3)
+
+
+@pytest.fixture(scope="module")
+def env(shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    return environment_of(shared_stack, tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture
+async def session(stack: Stack) -> AsyncIterator[Session]:
+    session = await stack.open(storage_quota_bytes=40 * 1024 * 1024, file_quota_bytes=16 * 1024 * 1024)
+    yield session
+    await session.end()
+
+
+async def test_a_file_goes_in_and_out(env: Mapping[str, str], session: Session, tmp_path: Path) -> None:
+    files = ("files", session.session_id)
+    (tmp_path / "data.bin").write_bytes(DATA)
+    put = await sandhold(*files, "put", str(tmp_path / "data.bin"), "/deep/data.bin", "--json", env=env)
+    assert put.document == {"session_id": session.session_id, "files": 1, "bytes": len(DATA), "skipped": []}
+    named, into = await asyncio.gather(
+        sandhold(*files, "put", str(tmp_path / "data.bin"), env=env),
+        sandhold(*files, "put", str(tmp_path / "data.bin"), "deep/er/", env=env),
+    )
+    assert (named.code, into.code) == (0, 0)
+    listed = await sandhold(*files, "ls", "--json", env=env)
+    rows = listed.document["files"]
+    assert [row["path"] for row in rows] == ["data.bin", "deep/data.bin", "deep/er/data.bin"]
+    assert {row["size"] for row in rows} == {len(DATA)}
+    assert all(row["modified_at"].endswith("Z") for row in rows)
+    first = await sandhold(*files, "ls", "--limit", "1", "--json", env=env)
+    assert (len(first.document["files"]), first.document["next"]) == (1, "data.bin")
+    rest = await sandhold(*files, "ls", "--after", "data.bin", "--limit", "2", "--json", env=env)
+    assert (len(rest.document["files"]), rest.document["next"]) == (2, None)
+    one = await sandhold(*files, "ls", "deep/data.bin", env=env)
+    assert "deep/data.bin" in one.out
+    got = await sandhold(*files, "get", "deep/data.bin", str(tmp_path / "got"), "--json", env=env)
+    assert got.document["bytes"] == len(DATA)
+    assert (tmp_path / "got").read_bytes() == DATA
+    removed = await sandhold(*files, "rm", "-r", "deep", "--json", env=env)
+    assert removed.document["removed"] == 2
+    assert [each.path async for each in session.files.list()] == ["data.bin"]
+
+
+async def test_standard_streams_stand_for_a_file(env: Mapping[str, str], session: Session) -> None:
+    files = (*COMMAND, "files", session.session_id)
+    data = DATA[: 6 * 1024 * 1024]
+    put = await asyncio.create_subprocess_exec(*files, "put", "-", "piped", stdin=asyncio.subprocess.PIPE, env=env)
+    await put.communicate(data)
+    assert put.returncode == 0
+    get = await asyncio.create_subprocess_exec(
+        *files, "get", "piped", "-", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env
+    )
+    out, err = await get.communicate()
+    assert (get.returncode, out == data, err) == (0, True, b"")
+    head = await asyncio.create_subprocess_shell(
+        f"{' '.join(files)} get piped - | head -c 5; exit ${{PIPESTATUS[0]}}",
+        executable="/bin/bash",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
+    )
+    out, err = await head.communicate()
+    assert (head.returncode, out, err) == (141, data[:5], b"")
+
+
+async def test_folders_are_copied_with_names_of_what_was_left_out(
+    env: Mapping[str, str], session: Session, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    contents = {f"a/b/{number}": str(number).encode() * number for number in range(30)} | {"top#1": b"x", "a/é": b"y"}
+    for name, data in contents.items():
+        (tree / name).write_bytes(data)
+    files = ("files", session.session_id)
+    whole = await sandhold(*files, "put", "-r", str(tree), "copy", "--json", env=env)
+    assert (whole.code, whole.document["files"], whole.document["skipped"]) == (0, len(contents), [])
+    (tree / "link").symlink_to("/etc/passwd")
+    (tree / "folder-link").symlink_to("/etc")
+    os.mkfifo(tree / "pipe")
+    (Path(os.fsencode(tree).decode()) / os.fsdecode(b"bad-\xff")).write_bytes(b"1")
+    (tree / "new\nline").write_bytes(b"1")
+    part = await sandhold(*files, "put", "-r", str(tree), "copy", "--json", env=env)
+    assert (part.code, part.document["files"]) == (1, len(contents))
+    assert {each["path"].encode("ascii", "replace").decode() for each in part.document["skipped"]} == {
+        "link",
+        "folder-link",
+        "pipe",
+        "bad-\\udcff",
+        "new\nline",
+    }
+    got = await sandhold(*files, "get", "-r", "copy", str(tmp_path / "back"), "--json", env=env)
+    assert (got.code, got.document["files"]) == (0, len(contents))
+    back = {
+        path.relative_to(tmp_path / "back").as_posix(): path.read_bytes()
+        for path in (tmp_path / "back").rglob("*")
+        if path.is_file()
+    }
+    assert back == contents
+
+
+async def test_errors_have_their_codes(env: Mapping[str, str], session: Session, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(17 * 1024 * 1024)
+    files = ("files", session.session_id)
+    answers = await asyncio.gather(
+        sandhold("files", "never-was", "ls", "--json", env=env),
+        sandhold(*files, "get", "nothing", str(tmp_path / "x"), "--json", env=env),
+        sandhold(*files, "get", "-r", "nothing", str(tmp_path / "x"), "--json", env=env),
+        sandhold(*files, "rm", "nothing", "--json", env=env),
+        sandhold(*files, "put", str(large), "large", "--json", env=env),
+        sandhold(*files, "put", str(large), "../large", "--json", env=env),
+        sandhold(*files, "put", str(tmp_path / "missing"), "x", "--json", env=env),
+        sandhold(*files, "put", "-", "--json", env=env),
+        sandhold(*files, "get", "x", "-", "--json", env=env),
+        sandhold(*files, "--json", env=env),
+    )
+    assert [(each.code, each.document["error"]["code"]) for each in answers] == [
+        (3, "session_not_found"),
+        (1, "path_not_found"),
+        (1, "path_not_found"),
+        (1, "path_not_found"),
+        (1, "quota_exceeded"),
+        (1, "invalid_arguments"),
+        (1, "local_file_unusable"),
+        (2, "usage"),
+        (2, "usage"),
+        (2, "usage"),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large"]
+    assert [each async for each in session.files.list()] == []
+
+
+async def test_the_files_of_a_session_that_has_ended_are_there(
+    env: Mapping[str, str], stack: Stack, tmp_path: Path
+) -> None:
+    session = await stack.open()
+    await session.files.write("left", b"behind")
+    await session.end()
+    files = ("files", session.session_id)
+    listed, got, put = await asyncio.gather(
+        sandhold(*files, "ls", "--json", env=env),
+        sandhold(*files, "get", "left", str(tmp_path / "left"), env=env),
+        sandhold(*files, "put", "/etc/hostname", "more", "--json", env=env),
+    )
+    assert [row["path"] for row in listed.document["files"]] == ["left"]
+    assert (got.code, (tmp_path / "left").read_bytes()) == (0, b"behind")
+    assert (put.code, put.document["error"]["code"]) == (3, "session_ended")
+    assert (await sandhold(*files, "rm", "left", env=env)).code == 0
+
+
+async def test_an_interrupted_copy_leaves_nothing(
+    env: Mapping[str, str], stack: Stack, session: Session, tmp_path: Path
+) -> None:
+    put = await started("files", session.session_id, "put", "-", "piped", env=env)
+    assert put.stdin is not None
+    put.stdin.write(DATA)
+    await put.stdin.drain()
+    storage = SessionStorage.open(stack.settings.storage_location)
+    async with asyncio.timeout(30):
+        while not [each async for each in storage.objects.list(session.session_id, "reservations")]:
+            await asyncio.sleep(0.05)
+    put.send_signal(signal.SIGINT)
+    assert await put.wait() == 130
+    assert [each async for each in storage.objects.list(session.session_id)] == []
+    root = Path(stack.settings.storage_location.removeprefix("file://")) / "sessions" / session.session_id
+    assert not [path for path in root.rglob("*") if path.is_file()]
+
+
+async def test_progress_is_for_people_and_for_what_takes_long(env: Mapping[str, str], session: Session) -> None:
+    program = (
+        "import sandhold.cli.progress as p; p.SHOWN_AFTER_S = 0.0\n"
+        "import sys; from sandhold.cli import main; sys.argv[1:] = sys.argv[1:]; main()"
+    )
+    command = (COMMAND[0], "-c", program, "files", session.session_id, "put", "-", "x")
+    ours, theirs = pty.openpty()
+    for stderr, wanted in ((theirs, True), (asyncio.subprocess.PIPE, False)):
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=stderr, env=env
+        )
+        out, err = await process.communicate(DATA)
+        assert (process.returncode, b"copied 1 files" in out) == (0, True)
+        shown = os.read(ours, 100_000) if wanted else err
+        assert (b"put x" in shown) is wanted
+    os.close(ours)
+    os.close(theirs)
+    stored = await session.files.read("x")
+    assert hashlib.sha256(stored).digest() == hashlib.sha256(DATA).digest()
+
+
+async def test_storage_is_cleaned_by_hand(env: Mapping[str, str], stack: Stack, session: Session) -> None:
+    await session.files.write("kept", b"1")
+    told = await sandhold("storage", "clean", "--dry-run", "--json", env=env)
+    assert (told.code, told.document["dry_run"]) == (0, True)
+    assert told.document["kept_open"] >= 1
+    done = await sandhold("storage", "clean", env=env)
+    assert (done.code, "removed: 0 sessions" in done.out) == (0, True)
+    assert await session.files.read("kept") == b"1"
+
+
+async def test_a_listing_of_hostile_names_is_no_markup(env: Mapping[str, str], session: Session) -> None:
+    await session.files.write("[red]x[/red]", b"1")
+    listed = await sandhold("files", session.session_id, "ls", env=env)
+    assert "[red]x[/red]" in listed.out
+    document = await sandhold("files", session.session_id, "ls", "--json", env=env)
+    assert json.loads(document.out)["files"][0]["path"] == "[red]x[/red]"
+
+
+async def test_a_process_says_the_same(env: Mapping[str, str], session: Session) -> None:
+    ended = await finished(await started("files", session.session_id, "ls", "--json", env=env))
+    assert (ended.code, ended.document["files"]) == (0, [])
