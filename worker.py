@@ -35,6 +35,7 @@ from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
 from activities.statuses import StatusActivities
+from activities.workspace import WorkspaceActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
@@ -79,6 +80,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     following = FollowingActivities(access, storage)
     statuses = StatusActivities(client)
     retention = RetentionActivities(client, storage, access.deployment)
+    workspaces = WorkspaceActivities(access, storage)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,
@@ -97,7 +99,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             statuses.sandbox_statuses,
             retention.clean_storage,
         ],
-        of_followers=[following.follow_commands],
+        of_followers=[following.follow_commands, workspaces.download_workspace],
     )
 
 

@@ -218,7 +218,9 @@ class Sandbox:
 
     def _history_is_long(self) -> bool:
         info = workflow.info()
-        long = info.get_current_history_length() >= HISTORY_LIMIT_EVENTS or info.is_continue_as_new_suggested()
+        long = info.get_current_history_length() >= HISTORY_LIMIT_EVENTS and not self._calls.transferring
+        # The server suggests it at several times as many events; then nothing holds it off any more.
+        long = long or info.is_continue_as_new_suggested()
         # A change of state ends first: calls wait for it, and with them their handlers.
         return long and self._lifecycle.operation is None
 

@@ -12,7 +12,7 @@ from workflows.command_calls import CommandCalls
 from workflows.commands import Commands, output_files
 from workflows.ledger import Call, Ledger, check_identity
 from workflows.lifecycle import DELETED_BY_CALL, Change, Lifecycle, failure_from
-from workflows.steps import error_of, signal_of, step_in_two_tries
+from workflows.steps import begin_transfer, error_of, signal_of, step_in_two_tries
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
@@ -26,7 +26,7 @@ with workflow.unsafe.imports_passed_through():
         session_workflow_id,
     )
     from sandhold.contracts.sandboxes import SandboxCarried, SandboxStart, SandboxState
-    from sandhold.contracts.steps import CallStep, CommandProgress, CommandStep
+    from sandhold.contracts.steps import CallStep, CommandProgress, CommandStep, DownloadStep
     from sandhold.contracts.tools import (
         Action,
         ExecResult,
@@ -39,7 +39,7 @@ _LAST_WORDS_S = 15.0
 """How long a killed command may take to report what it wrote."""
 
 # Tools that use the inside of the sandbox: they are shared, and hold off the idle timer.
-_INSIDE = {ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE, ToolName.COMMAND}
+_INSIDE = {ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE, ToolName.DOWNLOAD_WORKSPACE, ToolName.COMMAND}
 _CHANGES: dict[str, Change] = {"start": "start", "stop": "stop", "archive": "archive"}
 
 
@@ -52,6 +52,7 @@ class SandboxCalls:
         self._ledger = ledger
         self._changed_calls = changed
         self._inside: set[str] = set()
+        self._transfers: dict[str, workflow.ActivityHandle[CallOutcome]] = {}
         self.commands = Commands(start, kept, self._command_ended)
         self._command_calls = CommandCalls(self.commands)
         self._lifecycle: Lifecycle
@@ -67,6 +68,11 @@ class SandboxCalls:
         """Whether something uses the sandbox or waits to, however long it takes."""
         calls = any(call.entry.tool in _INSIDE for call in self._ledger.running())
         return calls or self.commands.bounded_run
+
+    @property
+    def transferring(self) -> bool:
+        """Whether something runs that would start over if the workflow continued as new."""
+        return bool(self._transfers)
 
     def resume(self) -> None:
         """Go on with the commands and calls that were running when the workflow continued as new."""
@@ -116,6 +122,8 @@ class SandboxCalls:
         """
         if self._inside:
             await until(lambda: not self._inside, timeout_s=grace_s)
+        for transfer in self._transfers.values():
+            transfer.cancel()
         doomed = {record.place.call_id for record in self.commands.running()}
         doomed |= {call_id for call_id in self._inside if self._tool_of(call_id) == ToolName.EXEC}
         if doomed:
@@ -224,6 +232,8 @@ class SandboxCalls:
     async def _inside_started(self, call: Call, request: CallRequest, tool: ToolName) -> CallOutcome:
         if tool is ToolName.EXEC:
             return await self._run_command(call, request)
+        if tool is ToolName.DOWNLOAD_WORKSPACE:
+            return await self._download(call, request)
         activity = Activity.READ_FILE if tool is ToolName.READ_FILE else Activity.WRITE_FILE
         step = CallStep(
             ref=self._lifecycle.ref(),
@@ -232,6 +242,24 @@ class SandboxCalls:
             arguments_ref=request.arguments_ref,
         )
         return await step_in_two_tries(call, activity, step, CallOutcome)
+
+    async def _download(self, call: Call, request: CallRequest) -> CallOutcome:
+        step = DownloadStep(
+            ref=self._lifecycle.ref(),
+            call_id=call.call_id,
+            arguments=request.arguments,
+            arguments_ref=request.arguments_ref,
+            file_quota_bytes=self._start.policy.file_quota_bytes,
+        )
+        transfer = begin_transfer(call, Activity.DOWNLOAD_WORKSPACE, step, CallOutcome)
+        self._transfers[call.call_id] = transfer
+        try:
+            await self._promptly(call, transfer)
+        except asyncio.CancelledError:
+            raise failure_from(_cancelled(f"call {call.call_id} was ended with its sandbox")) from None
+        finally:
+            del self._transfers[call.call_id]
+        return transfer.result()
 
     async def _run_command(self, call: Call, request: CallRequest) -> CallOutcome:
         policy = self._start.policy

@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.base import Message
     from sandhold.contracts.calls import ANSWER_WITHIN_S
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError
-    from sandhold.contracts.names import Activity
+    from sandhold.contracts.names import Activity, follow_queue
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 """Long activities heartbeat every second; a dead worker is noticed after this (measured: no false alarm under load)."""
@@ -58,6 +58,16 @@ FOR_EVER = RetryPolicy(
 )
 """For deletion: nothing makes it give up."""
 
+TRANSFER = RetryPolicy(
+    initial_interval=timedelta(milliseconds=100),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(seconds=30),
+    maximum_attempts=30,
+    non_retryable_error_types=NON_RETRYABLE,
+)
+"""For what moves any number of bytes, and starts over with each attempt."""
+
+_TRANSFER_TIMEOUT = timedelta(hours=6)
 _SLOW_STEP_TIMEOUT = timedelta(minutes=2)
 _COMMAND_STEP_TIMEOUT = timedelta(minutes=30)
 """For a command that may have been started: giving up on it would lose its outcome, so that takes longer."""
@@ -98,6 +108,22 @@ async def step_in_two_tries(call: Call, activity: Activity, step: Message, resul
         summary=summary,
     )
     return slow_result
+
+
+def begin_transfer(
+    call: Call, activity: Activity, step: Message, result_type: type[Result]
+) -> workflow.ActivityHandle[Result]:
+    """One activity that may take hours, beside the followers, where it is in nobody's way. Cancelling it ends it."""
+    return workflow.start_activity(
+        activity,
+        step,
+        result_type=result_type,
+        task_queue=follow_queue(workflow.info().task_queue),
+        schedule_to_close_timeout=_TRANSFER_TIMEOUT,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        retry_policy=TRANSFER,
+        summary=f"{call.entry.tool} {call.call_id}",
+    )
 
 
 def error_of(failure: ActivityError) -> ToolError:

@@ -15,16 +15,18 @@ COMMAND = 'exec sh -c "$SANDHOLD_SCRIPT"'
 """Runs a program given as SANDHOLD_SCRIPT, whichever shell the provider hands commands to."""
 
 
-def program(name: str) -> str:
-    """The program of this name as it is sent: with what all of them begin with, and without comments."""
-    texts = (Path(__file__).with_name(f"{part}.sh").read_text() for part in ("common", name))
+def _program(*parts: str) -> str:
+    """These parts as they are sent: one behind the other, without their comments."""
+    texts = (Path(__file__).with_name(f"{part}.sh").read_text() for part in parts)
     lines = (line for text in texts for line in text.splitlines())
     return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#")) + "\n"
 
 
 PREPARE, SEND, TAKE, RECEIVE, PUT, DROP = (
-    program(name) for name in ("prepare", "send", "take", "receive", "put", "drop")
+    _program("common", name) for name in ("prepare", "send", "take", "receive", "put", "drop")
 )
+PACK = _program("pack")
+"""What a stream out of a sandbox runs to bring a directory."""
 
 
 @dataclass(frozen=True)

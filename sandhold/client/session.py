@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar, overload
 
 from pydantic import JsonValue
@@ -35,6 +35,7 @@ from sandhold.contracts.tools import (
     WriteFileResult,
     parse_arguments,
 )
+from sandhold.contracts.workspaces import DownloadWorkspaceResult
 from sandhold.storage import SessionStorage
 
 Result = TypeVar("Result", bound=Message)
@@ -243,6 +244,29 @@ class Session:
             sandbox_id=sandbox_id, path=path, content=content, encoding=encoding, mode=mode, append=append
         )
         return await self._typed(ToolName.WRITE_FILE, arguments, WriteFileResult, call_id, timeout)
+
+    async def download_workspace(
+        self,
+        sandbox_id: str,
+        sandbox_path: str | None = None,
+        *,
+        session_path: str | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        format: Literal["files", "archive"] | None = None,  # noqa: A002 - the tool's own name for it
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> DownloadWorkspaceResult:
+        """Save a directory or a file of the sandbox to the session's storage; return once it is there."""
+        arguments = _given(
+            sandbox_id=sandbox_id,
+            sandbox_path=sandbox_path,
+            session_path=session_path,
+            include=None if include is None else list(include),
+            exclude=None if exclude is None else list(exclude),
+            format=format,
+        )
+        return await self._typed(ToolName.DOWNLOAD_WORKSPACE, arguments, DownloadWorkspaceResult, call_id, timeout)
 
     async def list_sandboxes(self, *, timeout: float | None = None) -> ListSandboxesResult:
         return await self._typed(ToolName.LIST_SANDBOXES, {}, ListSandboxesResult, None, timeout)

@@ -64,6 +64,7 @@ class ToolName(StrEnum):
     EXEC = "daytona_exec"
     READ_FILE = "daytona_read_file"
     WRITE_FILE = "daytona_write_file"
+    DOWNLOAD_WORKSPACE = "daytona_download_workspace"
     LIST_SANDBOXES = "daytona_list_sandboxes"
     MANAGE_SANDBOX = "daytona_manage_sandbox"
     COMMAND = "daytona_command"
@@ -90,6 +91,7 @@ class Activity(StrEnum):
     CLEAN_COMMANDS = "clean_commands"
     READ_FILE = "read_file"
     WRITE_FILE = "write_file"
+    DOWNLOAD_WORKSPACE = "download_workspace"
     SANDBOX_STATUSES = "sandbox_statuses"
     CLEAN_STORAGE = "clean_storage"
 

@@ -80,6 +80,13 @@ class CommandStep(CallStep):
     """Bytes of stdout and stderr together above which the command is ended."""
 
 
+class DownloadStep(CallStep):
+    """One directory or file to bring into session storage: `download_workspace`."""
+
+    file_quota_bytes: int
+    """What one file in session storage may hold, by the policy."""
+
+
 CancelReason = Literal["cancelled"]
 
 

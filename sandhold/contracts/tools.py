@@ -19,6 +19,7 @@ from sandhold.contracts.commands import CommandArguments, CommandResult
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import CommandStatus, SandboxId, SandboxPath, Size, Text
 from sandhold.contracts.names import WORKSPACE_PATH, ToolName
+from sandhold.contracts.workspaces import DownloadWorkspaceArguments, DownloadWorkspaceResult
 
 COMMAND_LIMIT_CHARS = 1024 * 1024
 CONTENT_LIMIT_CHARS = 32 * 1024 * 1024
@@ -243,6 +244,7 @@ ToolArguments = (
     | ExecArguments
     | ReadFileArguments
     | WriteFileArguments
+    | DownloadWorkspaceArguments
     | ListSandboxesArguments
     | ManageSandboxArguments
     | CommandArguments
@@ -253,6 +255,7 @@ ARGUMENTS: dict[ToolName, type[ToolArguments]] = {
     ToolName.EXEC: ExecArguments,
     ToolName.READ_FILE: ReadFileArguments,
     ToolName.WRITE_FILE: WriteFileArguments,
+    ToolName.DOWNLOAD_WORKSPACE: DownloadWorkspaceArguments,
     ToolName.LIST_SANDBOXES: ListSandboxesArguments,
     ToolName.MANAGE_SANDBOX: ManageSandboxArguments,
     ToolName.COMMAND: CommandArguments,
@@ -263,6 +266,7 @@ RESULTS: dict[ToolName, type[Message]] = {
     ToolName.EXEC: ExecResult,
     ToolName.READ_FILE: ReadFileResult,
     ToolName.WRITE_FILE: WriteFileResult,
+    ToolName.DOWNLOAD_WORKSPACE: DownloadWorkspaceResult,
     ToolName.LIST_SANDBOXES: ListSandboxesResult,
     ToolName.MANAGE_SANDBOX: ManageSandboxResult,
     ToolName.COMMAND: CommandResult,

@@ -1,0 +1,87 @@
+"""A workspace as one archive: written anew from what is taken of the sandbox's, so that nothing else is in it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
+from activities.workspaces.entries import EntryRules, Report
+from activities.zstd import ZstdCompressor
+
+SUFFIX = ".tar.zst"
+_LEVEL = 1
+_GATHERED_BYTES = 512 * 1024
+_ZEROS = memoryview(bytes(_GATHERED_BYTES))
+
+
+class ArchiveWriter:
+    """A visitor of the sandbox's archive that makes another one of it."""
+
+    def __init__(self, rules: EntryRules, report: Report) -> None:
+        self._rules = rules
+        self._report = report
+        self._compressor = ZstdCompressor(_LEVEL)
+        self._gathered: list[bytes | memoryview] = []
+        self._weight = 0
+        self._size = 0
+        self._ready: list[bytes] = []
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that was taken from `take`."""
+        return self._digest.hexdigest()
+
+    def begin(self, entry: TarEntry) -> bool:
+        if not self._rules.takes(entry):
+            return False
+        self._add(header(entry))
+        if entry.kind is not EntryKind.FILE:
+            self._report.files += entry.kind is not EntryKind.DIRECTORY
+            return False
+        self._size = entry.size
+        return True
+
+    def content(self, piece: memoryview) -> None:
+        self._add(piece)
+
+    def hole(self, size: int) -> None:
+        for start in range(0, size, len(_ZEROS)):
+            self._add(_ZEROS[: size - start])
+
+    def finish(self) -> None:
+        self._add(padding(self._size))
+        self._report.files += 1
+        self._report.bytes += self._size
+
+    def take(self) -> list[bytes]:
+        """What is ready of the archive since the last time."""
+        self._compress()
+        ready, self._ready = self._ready, []
+        return ready
+
+    def end(self) -> list[bytes]:
+        """The rest of the archive."""
+        self._add(END_OF_ARCHIVE)
+        self._compress()
+        self._store(self._compressor.flush())
+        return self.take()
+
+    def _add(self, piece: bytes | memoryview) -> None:
+        self._gathered.append(piece)
+        self._weight += len(piece)
+        if self._weight >= _GATHERED_BYTES:
+            self._compress()
+
+    def _compress(self) -> None:
+        if self._gathered:
+            self._store(self._compressor.compress(b"".join(self._gathered)))
+            self._gathered.clear()
+            self._weight = 0
+
+    def _store(self, data: bytes) -> None:
+        if data:
+            self._digest.update(data)
+            self.bytes += len(data)
+            self._ready.append(data)
