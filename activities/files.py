@@ -199,6 +199,15 @@ def _broken(what: str) -> Exception:
     )
 
 
+def said_of(path: str, words: str) -> ToolFailure:
+    """What it means that a program in the sandbox said this of a path."""
+    said = " ".join(words.split())
+    for text, code, hint in _REASONS:
+        if text in said.lower():
+            return ToolFailure(code, f"{path}: {text}", hint=hint)
+    return ToolFailure(ErrorCode.INTERNAL, f"{path}: {said[-200:]}")
+
+
 def _refusal(answer: ScriptAnswer, path: str) -> ToolFailure:
     if answer.kind == "directory":
         return ToolFailure(ErrorCode.INVALID_ARGUMENTS, f"{path} is a directory", hint="List it with daytona_exec.")
@@ -211,8 +220,4 @@ def _refusal(answer: ScriptAnswer, path: str) -> ToolFailure:
             hint="Read the file to see whether the content is there.",
             ambiguous=True,
         )
-    said = " ".join(answer.body.split())
-    for text, code, hint in _REASONS:
-        if text in said.lower():
-            return ToolFailure(code, f"{path}: {text}", hint=hint)
-    return ToolFailure(ErrorCode.INTERNAL, f"{path}: {said[-200:] or answer.kind}")
+    return said_of(path, answer.body or answer.kind)

@@ -11,10 +11,12 @@ from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError
 
+from workflows.filling import Filling
 from workflows.steps import FOR_EVER, HEARTBEAT_TIMEOUT, PATIENT, error_of, signal_of
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
+    from sandhold.contracts.calls import CallOutcome
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure
     from sandhold.contracts.names import PROVIDER_ID_ATTRIBUTE, STATE_ATTRIBUTE, Activity
     from sandhold.contracts.policy import DAY_S
@@ -57,6 +59,8 @@ class Operation:
         self.change = change
         self.done = False
         self.error: ToolError | None = None
+        self.outcome: CallOutcome | None = None
+        """Of the call that asked for it, where the change itself has more to tell than that it was made."""
 
     def ended(self) -> bool:
         return self.done
@@ -77,6 +81,7 @@ class Lifecycle:
         self._kept = kept
         self._quiesce = quiesce
         self._changed = changed
+        self._filling = Filling(start, kept)
         self.operation: Operation | None = None
 
     @property
@@ -226,6 +231,10 @@ class Lifecycle:
             if change in {"stop", "archive"}:
                 await self._quiesce()
             found = await (self._create() if change == "create" else self._make(change))
+            if change == "create" and self._filling.wanted:
+                operation.outcome = await self._filled(found)
+        except ToolFailure as failure:
+            operation.error = failure.error
         except ActivityError as failure:
             operation.error = error_of(failure)
             self._note_failure(change, before, failure, operation.error)
@@ -264,6 +273,16 @@ class Lifecycle:
             raise
         return found
 
+    async def _filled(self, found: ProviderSandbox) -> CallOutcome:
+        """The outcome of the create call, once its files are in the sandbox. Raises ToolFailure when it is ending."""
+        self._note_found(found)
+        outcome = await self._filling.fill(self.ref(), lambda: self._make("start"))
+        ending = self.why_ending()
+        if outcome is None or ending is not None:
+            assert ending is not None
+            raise failure_from(ending)
+        return outcome
+
     async def _make(self, change: Change) -> ProviderSandbox:
         timeout_s = self._start.policy.lifecycle_timeout_s
         found: ProviderSandbox = await workflow.execute_activity(
@@ -277,13 +296,17 @@ class Lifecycle:
         )
         return found
 
-    def _note_success(self, change: Change, found: ProviderSandbox) -> None:
+    def _note_found(self, found: ProviderSandbox) -> None:
         kept = self._kept
         if kept.provider_id != found.provider_id:
             workflow.upsert_search_attributes([PROVIDER_ID_KEY.value_set(found.provider_id)])
         kept.provider_id = found.provider_id
         kept.provider_name = found.provider_name
         kept.create_requested_at = None
+
+    def _note_success(self, change: Change, found: ProviderSandbox) -> None:
+        kept = self._kept
+        self._note_found(found)
         kept.error = None
         if change in {"create", "start"}:
             self.used()

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
+from workflows.keeping import Keeping
 from workflows.ledger import Call, Ledger, check_size, envelope, refuse_while_draining, too_large
 from workflows.lifecycle import CLOSED_FROM_OUTSIDE, DELETED_BY_CALL, Lifecycle, failure_from
 from workflows.sandbox_calls import SandboxCalls
@@ -57,6 +58,7 @@ class Sandbox:
         self._calls = SandboxCalls(start, self._kept, self._ledger, self._tell_operators)
         self._lifecycle = Lifecycle(start, self._kept, self._calls.quiesce, self._tell_operators)
         self._calls.attach(self._lifecycle)
+        self._keeping = Keeping(start, self._kept, self._lifecycle)
         self._draining = False
 
     @workflow.run
@@ -137,6 +139,7 @@ class Sandbox:
             calls=running,
             next=self._next(),
             runs=kept.runs,
+            saved=kept.saved,
         )
 
     @workflow.query(name=COMMAND_QUERY)
@@ -163,6 +166,8 @@ class Sandbox:
             return
         if operation.error is not None:
             call.finish(CallOutcome(error=operation.error))
+        elif operation.outcome is not None:
+            call.finish(operation.outcome)
         else:
             result = CreateSandboxResult(sandbox_id=self._start.sandbox_id)
             call.finish(CallOutcome(result=result.model_dump(mode="json")))
@@ -250,7 +255,9 @@ class Sandbox:
         """Let calls end, cancel what is left, delete, and complete on confirmed absence only."""
         self._tell_operators()
         lost = self._kept.state is SandboxState.LOST
-        if not lost:
+        if lost:
+            self._keeping.note_loss()
+        else:
             await self._main_await(self._delete())
         self._calls.finish_all(self._last_outcome)
         await self._main_until(workflow.all_handlers_finished)
@@ -262,6 +269,7 @@ class Sandbox:
             outcome=self._ending_kind(lost),
             reason=self._kept.ending or "",
             error=self._kept.error,
+            saved=self._kept.saved,
         )
 
     async def _delete(self) -> None:
@@ -269,6 +277,7 @@ class Sandbox:
         if self._kept.state is SandboxState.STARTED:
             await self._calls.quiesce(self._grace_s())
         self._tell_operators()
+        await self._keeping.keep()
         await self._lifecycle.delete()
 
     def _grace_s(self) -> float:

@@ -39,7 +39,14 @@ _LAST_WORDS_S = 15.0
 """How long a killed command may take to report what it wrote."""
 
 # Tools that use the inside of the sandbox: they are shared, and hold off the idle timer.
-_INSIDE = {ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE, ToolName.DOWNLOAD_WORKSPACE, ToolName.COMMAND}
+_INSIDE = {
+    ToolName.EXEC,
+    ToolName.READ_FILE,
+    ToolName.WRITE_FILE,
+    ToolName.DOWNLOAD_WORKSPACE,
+    ToolName.PUSH_FILES,
+    ToolName.COMMAND,
+}
 _CHANGES: dict[str, Change] = {"start": "start", "stop": "stop", "archive": "archive"}
 
 
@@ -49,6 +56,7 @@ class SandboxCalls:
     def __init__(self, start: SandboxStart, kept: SandboxCarried, ledger: Ledger, changed: Callable[[], None]) -> None:
         """`changed` hears of every call that begins or ends."""
         self._start = start
+        self._kept = kept
         self._ledger = ledger
         self._changed_calls = changed
         self._inside: set[str] = set()
@@ -234,14 +242,18 @@ class SandboxCalls:
             return await self._run_command(call, request)
         if tool is ToolName.DOWNLOAD_WORKSPACE:
             return await self._download(call, request)
+        if tool is ToolName.PUSH_FILES:
+            return await self._transfer(call, Activity.PUSH_FILES, self._step(call, request))
         activity = Activity.READ_FILE if tool is ToolName.READ_FILE else Activity.WRITE_FILE
-        step = CallStep(
+        return await step_in_two_tries(call, activity, self._step(call, request), CallOutcome)
+
+    def _step(self, call: Call, request: CallRequest) -> CallStep:
+        return CallStep(
             ref=self._lifecycle.ref(),
             call_id=call.call_id,
             arguments=request.arguments,
             arguments_ref=request.arguments_ref,
         )
-        return await step_in_two_tries(call, activity, step, CallOutcome)
 
     async def _download(self, call: Call, request: CallRequest) -> CallOutcome:
         step = DownloadStep(
@@ -251,7 +263,10 @@ class SandboxCalls:
             arguments_ref=request.arguments_ref,
             file_quota_bytes=self._start.policy.file_quota_bytes,
         )
-        transfer = begin_transfer(call, Activity.DOWNLOAD_WORKSPACE, step, CallOutcome)
+        return await self._transfer(call, Activity.DOWNLOAD_WORKSPACE, step)
+
+    async def _transfer(self, call: Call, activity: Activity, step: CallStep) -> CallOutcome:
+        transfer = begin_transfer(activity, step, CallOutcome, f"{call.entry.tool} {call.call_id}")
         self._transfers[call.call_id] = transfer
         try:
             await self._promptly(call, transfer)
@@ -330,7 +345,10 @@ class SandboxCalls:
     def managed(self, action: Action) -> CallOutcome:
         """The outcome of an action that has been taken."""
         result = ManageSandboxResult(
-            sandbox_id=self._start.sandbox_id, action=action, state=self._lifecycle.state.value
+            sandbox_id=self._start.sandbox_id,
+            action=action,
+            state=self._lifecycle.state.value,
+            saved=self._kept.saved if action == "delete" else None,
         )
         return CallOutcome(result=result.model_dump(mode="json"))
 

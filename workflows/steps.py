@@ -111,7 +111,7 @@ async def step_in_two_tries(call: Call, activity: Activity, step: Message, resul
 
 
 def begin_transfer(
-    call: Call, activity: Activity, step: Message, result_type: type[Result]
+    activity: Activity, step: Message, result_type: type[Result], summary: str
 ) -> workflow.ActivityHandle[Result]:
     """One activity that may take hours, beside the followers, where it is in nobody's way. Cancelling it ends it."""
     return workflow.start_activity(
@@ -122,7 +122,7 @@ def begin_transfer(
         schedule_to_close_timeout=_TRANSFER_TIMEOUT,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=TRANSFER,
-        summary=f"{call.entry.tool} {call.call_id}",
+        summary=summary,
     )
 
 

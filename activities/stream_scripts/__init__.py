@@ -27,6 +27,10 @@ PREPARE, SEND, TAKE, RECEIVE, PUT, DROP = (
 )
 PACK = _program("pack")
 """What a stream out of a sandbox runs to bring a directory."""
+STORE = _program("store")
+"""What a stream into a sandbox runs to write a file."""
+UNPACK = _program("unpack")
+"""What a stream into a sandbox runs to unpack a tar archive."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
 from activities.workspaces.entries import EntryRules, Report
@@ -14,13 +15,32 @@ _GATHERED_BYTES = 512 * 1024
 _ZEROS = memoryview(bytes(_GATHERED_BYTES))
 
 
+class Compressor(Protocol):
+    """What the archive passes through."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class Uncompressed:
+    """Leaves the archive as it is."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+
 class ArchiveWriter:
     """A visitor of the sandbox's archive that makes another one of it."""
 
-    def __init__(self, rules: EntryRules, report: Report) -> None:
+    def __init__(self, rules: EntryRules, report: Report, compressor: Compressor | None = None) -> None:
+        """By default compressed by zstd."""
         self._rules = rules
         self._report = report
-        self._compressor = ZstdCompressor(_LEVEL)
+        self._compressor = ZstdCompressor(_LEVEL) if compressor is None else compressor
         self._gathered: list[bytes | memoryview] = []
         self._weight = 0
         self._size = 0

@@ -26,8 +26,15 @@ class Selection:
     lies below what does, is taken.
     """
 
-    def __init__(self, root: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        patterns = [*LEFT_OUT_BY_DEFAULT, *exclude]
+    def __init__(
+        self,
+        root: str,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        defaults: Sequence[str] = LEFT_OUT_BY_DEFAULT,
+    ) -> None:
+        kept, exclude = _brought_back(defaults, exclude)
+        patterns = [*kept, *exclude]
         self._include = list(include)
         self._wanted = GitIgnoreSpec.from_lines(include) if include else None
         self._never = {OURS, *(OF_THE_KERNEL if root == "/" else ())}
@@ -82,3 +89,15 @@ class Selection:
         if path in self._never or path.rpartition("/")[2] in self._names:
             return True
         return self._unwanted is not None and self._unwanted.match_file(path + "/" if is_directory else path)
+
+
+def _brought_back(defaults: Sequence[str], exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The defaults without those that the first patterns of `exclude` bring back, and the patterns behind these.
+
+    It comes to the same, and tar can still leave out the others by their names.
+    """
+    count = 0
+    while count < len(exclude) and exclude[count].startswith("!") and exclude[count][1:] in defaults:
+        count += 1
+    back = {pattern[1:] for pattern in exclude[:count]}
+    return [pattern for pattern in defaults if pattern not in back], list(exclude[count:])

@@ -11,6 +11,7 @@ from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, StorageRef
 from sandhold.contracts.fields import CommandStatus, Size
 from sandhold.contracts.policy import Policy
+from sandhold.contracts.transfers import RestoreFrom, UploadFile
 
 
 class SandboxRef(Message):
@@ -85,6 +86,24 @@ class DownloadStep(CallStep):
 
     file_quota_bytes: int
     """What one file in session storage may hold, by the policy."""
+
+
+class SaveStep(Message):
+    """The workspace of a sandbox that is about to be deleted: `save_workspace`."""
+
+    ref: SandboxRef
+    file_quota_bytes: int
+    """What one file in session storage may hold, by the policy."""
+
+
+class FillStep(Message):
+    """What to bring into a new sandbox before it is used: `fill_sandbox`."""
+
+    ref: SandboxRef
+    call_id: str
+    """The create call."""
+    restore_from: RestoreFrom | None = None
+    upload_files: list[UploadFile] = Field(default_factory=list)
 
 
 CancelReason = Literal["cancelled"]

@@ -96,7 +96,9 @@ def reasons(result: DownloadWorkspaceResult) -> dict[str, str]:
 
 
 async def test_a_directory_becomes_single_files(workspace: Workspace) -> None:
-    await workspace.make("mkdir -p src/deep; echo one >src/a.txt; printf '\\000\\377' >src/deep/b; : >none; mkdir empty")
+    await workspace.make(
+        "mkdir -p src/deep; echo one >src/a.txt; printf '\\000\\377' >src/deep/b; : >none; mkdir empty"
+    )
     result = await workspace.download()
     assert await workspace.stored() == {"none": b"", "src/a.txt": b"one\n", "src/deep/b": b"\0\xff"}
     assert (result.session_path, result.files_downloaded, result.bytes) == (f"/{workspace.name}", 3, 6)
