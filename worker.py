@@ -32,6 +32,7 @@ from activities.commands import CommandActivities
 from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
+from activities.interruptions import InterruptionActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
@@ -79,10 +80,11 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     commands = CommandActivities(access, storage)
     command_io = CommandIoActivities(access, storage)
     following = FollowingActivities(access, storage)
+    interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
-    retention = RetentionActivities(client, storage, access.deployment)
     workspaces = WorkspaceActivities(access, storage)
     filling = FillingActivities(access, storage, client)
+    retention = RetentionActivities(client, storage, access.deployment)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,
@@ -98,6 +100,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             command_io.write_input,
             command_io.signal_command,
             command_io.clean_commands,
+            interruptions.tell_interrupted,
             statuses.sandbox_statuses,
             retention.clean_storage,
         ],

@@ -14,6 +14,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.deadlines import time_left_s
+from activities.faults import ProviderError
 from activities.heartbeats import heartbeats, heartbeats_if_wanted
 from activities.launcher import INLINE_SCRIPT_BYTES, CallReport, Captured, Script, start_request, stop_request
 from activities.launcher.access import ANSWER_MARGIN_S, Launcher, only_report
@@ -21,7 +22,7 @@ from activities.outcomes import arguments_of, failed_outcome, progress_of
 from activities.output import exec_result, with_files
 from activities.provider import ProviderAccess
 from activities.refusals import start_refused
-from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolFailure
+from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure, as_application_error
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName
 from sandhold.contracts.steps import CommandPlace, CommandProgress, CommandStep, SandboxRef, StopCommandsStep
 from sandhold.contracts.tools import ExecArguments, ExecResult
@@ -48,8 +49,9 @@ class CommandActivities:
 
         When this returns the command has ended and its outcome is here, or it is left to a follower: because it
         runs on by itself, or because it wrote so much that only a part was seen here. A request without a whole
-        answer is raised to be repeated: the command may run, and the repetition attaches. What the caller did wrong
-        is an outcome. A short command costs one provider request.
+        answer is raised to be repeated: the command may run, and the repetition attaches. What is not to be repeated
+        is raised as ambiguous when an earlier request may have started the command. What the caller did wrong is an
+        outcome. A short command costs one provider request.
         """
         async with heartbeats_if_wanted():
             try:
@@ -58,6 +60,10 @@ class CommandActivities:
                 report, clock = await self._start(step, arguments, timeout_s)
             except ToolFailure as failure:
                 return CommandProgress(call_id=step.call_id, outcome=failed_outcome(failure))
+            except ApplicationError as error:
+                if (unsure := _unsure(error)) is None:
+                    raise
+                raise unsure from error
             if report.state != "running":
                 result = exec_result(step.call_id, report, arguments.output)
                 if not result.truncated or not (report.stdout.unseen or report.stderr.unseen):
@@ -165,6 +171,26 @@ def _may_have_been_started() -> bool:
     which is the one that has to send heartbeats."""
     info = activity.info()
     return info.attempt > 1 or info.heartbeat_timeout is not None
+
+
+def _unsure(error: ApplicationError) -> ApplicationError | None:
+    """The error to raise in place of one that ends the trying although the command may run; None for any other."""
+    told = error.details[0] if error.details else None
+    if not error.non_retryable or error.type in set(SandboxSignal) or not isinstance(told, ToolError):
+        return None
+    if not _may_have_been_started() and not _follows_an_ambiguous_answer(error):
+        return None
+    return as_application_error(told.model_copy(update={"ambiguous": True}))
+
+
+def _follows_an_ambiguous_answer(error: BaseException) -> bool:
+    """Whether `error` was met while the provider was asked what an answer without one from the sandbox meant."""
+    before = error.__context__
+    while before is not None:
+        if isinstance(before, ProviderError) and before.error.ambiguous:
+            return True
+        before = before.__context__
+    return False
 
 
 def _script(arguments: ExecArguments) -> Script:

@@ -9,11 +9,13 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.heartbeats import heartbeats
-from activities.launcher import CallReport, Position, TornAnswer, follow_request
-from activities.launcher.access import Launcher, torn
+from activities.launcher import CallReport, Position, TornAnswer, follow_request, stop_request
+from activities.launcher.access import Launcher, only_report, torn
 from activities.outcomes import progress_of
 from activities.output import exec_result, with_files
 from activities.provider import ProviderAccess
+from sandhold.contracts.calls import CallOutcome
+from sandhold.contracts.errors import ErrorCode, ToolError
 from sandhold.contracts.names import Activity, call_folder
 from sandhold.contracts.steps import (
     CommandPlace,
@@ -35,6 +37,13 @@ LEAST_ANSWER_BYTES, FIRST_ANSWER_BYTES, MOST_ANSWER_BYTES = 64 * 1024, 1024 * 10
 """How much output one answer carries: more while much comes, less after a request that was not answered."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_ASKED_PAUSE_S = 0.1, 5.0, 30.0
 """Between two requests that were not answered; the last bounds what the provider may ask for."""
+
+
+_NEVER_STARTED = ToolError(
+    code=ErrorCode.CANCELLED,
+    message="the command was never started, and will not be any more",
+    hint="Call again under a new call id to run it.",
+)
 
 
 class FollowingActivities:
@@ -93,15 +102,30 @@ class FollowingActivities:
         answer = await self._launcher.ask(ref, order, answer_bytes=answer_bytes)
         taken = 0
         for report in answer.reports:
-            if report.folder in commands:
-                taken += await commands[report.folder].take(report)
+            if report.folder not in commands:
+                continue
+            command = commands[report.folder]
+            if report.state == "absent" and command.place.unsure:
+                await self._keep_from_starting(ref, command)  # The next request tells that it is over.
+            else:
+                taken += await command.take(report)
         for each in commands.values():
             await each.flush()
         return taken
 
+    async def _keep_from_starting(self, ref: SandboxRef, command: _Followed) -> None:
+        """When this returns the command of which nobody knew whether it was started is over, or being ended."""
+        report = only_report(await self._launcher.ask(ref, stop_request(command.call_id, grace_s=0.0)))
+        if report.state == "absent":
+            raise torn("the sandbox has no room to note that a command is not to be started")
+
     async def _ended(self, ref: SandboxRef, command: _Followed) -> CommandProgress:
         await command.finish()
         assert command.end is not None
+        if command.place.unsure and command.end.state == "ended" and command.end.began is None:
+            return CommandProgress(
+                call_id=command.call_id, outcome=CallOutcome(error=_NEVER_STARTED), status="cancelled"
+            )
         detail = cast("OutputDetail", command.place.output)
         asked_to_end = command.place.cancelled is not None
         result = exec_result(command.call_id, command.end, detail, asked_to_end=asked_to_end)

@@ -21,6 +21,7 @@ from activities.provider import ProviderAccess, ProviderPool
 from sandhold.cli.stack.temporal_server import dev_server_tuning, temporal_program
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import (
+    CLEAN_STORAGE_WORKFLOW,
     DEPLOYMENT_LABEL,
     SANDBOX_WORKFLOW,
     SESSION_LABEL,
@@ -35,6 +36,7 @@ from sandhold.temporal import DATA_CONVERTER, deployment_id
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona
 from worker import PASSED_THROUGH, activities_of, build_workers
+from workflows.clean_storage import CleanStorage
 from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
 from workflows.session import AgentSession
@@ -148,7 +150,7 @@ def replayer() -> Replayer:
     """Replays with the worker's own runner, so that what it forbids is found here as well."""
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
     return Replayer(
-        workflows=[AgentSession, Sandbox],
+        workflows=[AgentSession, Sandbox, CleanStorage],
         interceptors=[MessageIntake()],
         data_converter=DATA_CONVERTER,
         workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
@@ -159,7 +161,7 @@ def replayer() -> Replayer:
 
 async def histories(temporal: Client, query: str = "") -> AsyncIterator[WorkflowHistory]:
     """The history of every run of our workflows that the server has."""
-    ours = f"WorkflowType IN ('{SESSION_WORKFLOW}', '{SANDBOX_WORKFLOW}')"
+    ours = f"WorkflowType IN ('{SESSION_WORKFLOW}', '{SANDBOX_WORKFLOW}', '{CLEAN_STORAGE_WORKFLOW}')"
     async for history in temporal.list_workflows(f"{ours} AND {query}" if query else ours).map_histories():
         yield history
 

@@ -254,7 +254,10 @@ def test_the_image_carries_the_versions_of_the_tests_and_no_local_stack(dockerfi
     assert install.endswith("-r /build/requirements-server.lock")
 
 
-@pytest.mark.parametrize("name", ["requirements-server.lock", "requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize(
+    "name",
+    ["requirements-server.lock", "requirements.lock", "requirements-dev.lock", "requirements-s3-server.lock"],
+)
 def test_a_lock_has_hashes_and_no_addresses(name: str) -> None:
     text = (REPOSITORY / name).read_text()
     assert "://" not in text

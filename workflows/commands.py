@@ -9,7 +9,10 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
+from workflows.command_results import interrupted, output_files, row_of
+from workflows.interruptions import told_interrupted
 from workflows.lifecycle import Lifecycle
+from workflows.patches import Patch
 from workflows.steps import HEARTBEAT_TIMEOUT, PATIENT, PROMPT, error_of, signal_of
 from workflows.waiting import until
 
@@ -17,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import CallOutcome
     from sandhold.contracts.commands import CommandRow
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolFailure
-    from sandhold.contracts.names import Activity, follow_queue, output_folder
+    from sandhold.contracts.names import Activity, follow_queue
     from sandhold.contracts.sandboxes import CommandRecord, CommandState, SandboxCarried, SandboxStart
     from sandhold.contracts.steps import (
         CleanCommandsStep,
@@ -27,7 +30,6 @@ with workflow.unsafe.imports_passed_through():
         FollowCommandsStep,
         StopCommandsStep,
     )
-    from sandhold.contracts.tools import ExecResult, OutputFiles
 
 KILL_GRACE_S = 5.0
 """Seconds between TERM and KILL for the commands that we end."""
@@ -52,6 +54,8 @@ class Commands:
         self._kept = kept
         self._ended = ended
         self._records = {record.place.call_id: record for record in kept.commands}
+        self._asked_to_end: set[str] = set()
+        self._interrupting: set[str] = set()
         self._unfollowed: list[str] = []
         self._gathering = False
         self._again_s = _AGAIN_FIRST_S
@@ -71,6 +75,14 @@ class Commands:
 
     def get(self, call_id: str) -> CommandRecord | None:
         return self._records.get(call_id)
+
+    def asked_to_end(self, call_id: str) -> bool:
+        """Whether somebody asked for the end of a command that is not on record yet."""
+        return call_id in self._asked_to_end
+
+    def settle(self, call_id: str) -> None:
+        """No command comes on record by the call any more."""
+        self._asked_to_end.discard(call_id)
 
     def known(self, call_id: str) -> CommandRecord:
         """The command. Raises ToolFailure when there is none, with some that are."""
@@ -107,13 +119,17 @@ class Commands:
 
     # What becomes of them.
 
-    def add(self, progress: CommandProgress, begun_at: datetime) -> CommandRecord:
+    def add(self, progress: CommandProgress, begun_at: datetime, fingerprint: str) -> CommandRecord:
         """Put a command on record that was started; one that runs is followed.
 
-        `begun_at` is when its call began, for one that ended within its first request.
+        `begun_at` is when its call began, for one that ended within its first request; `fingerprint` is that call's.
         """
         place = progress.running or CommandPlace(call_id=progress.call_id, output="auto", started_at=begun_at)
-        record = self._records[place.call_id] = CommandRecord(place=place, read_at=workflow.now())
+        if place.call_id in self._asked_to_end:
+            place = place.model_copy(update={"cancelled": "cancelled"})
+            self._asked_to_end.discard(place.call_id)
+        record = CommandRecord(place=place, read_at=workflow.now(), fingerprint=fingerprint)
+        self._records[place.call_id] = record
         if progress.running is None:
             self._note_end(record, progress)
         else:
@@ -125,11 +141,23 @@ class Commands:
         """Go on following after a continue-as-new."""
         self._follow([record.place.call_id for record in self.running()])
 
-    def interrupt_all(self) -> None:
-        """The sandbox stopped: all processes in it are gone."""
-        for record in list(self.running()):
+    async def interrupt_all(self) -> None:
+        """The sandbox stopped: all processes in it are gone.
+
+        When this returns all commands that ran have ended, with what storage holds of their output if it can be read.
+        """
+        gone = list(self.running())
+        ids = [record.place.call_id for record in gone]
+        new = [record for record in gone if record.place.call_id not in self._interrupting]
+        self._interrupting.update(ids)
+        told: dict[str, CommandProgress] = {}
+        if new and workflow.patched(Patch.TOLD_INTERRUPTIONS):
+            told = await told_interrupted(self._lifecycle.ref(), [record.place for record in new])
+        for record in new:
             call_id = record.place.call_id
-            self._end(record, CommandProgress(call_id=call_id, outcome=interrupted(call_id)))
+            self._interrupting.discard(call_id)
+            self._end(record, told.get(call_id) or CommandProgress(call_id=call_id, outcome=interrupted(call_id)))
+        await until(lambda: not any(map(self._runs, ids)))
 
     def end_all(self, outcome: CallOutcome) -> None:
         for record in list(self.running()):
@@ -142,7 +170,9 @@ class Commands:
         """
         for call_id in call_ids:
             record = self._records.get(call_id)
-            if record is not None:
+            if record is None:
+                self._asked_to_end.add(call_id)
+            else:
                 record.place = record.place.model_copy(update={"cancelled": "cancelled"})
         ids = sorted(call_ids)
         await workflow.execute_activity(
@@ -262,34 +292,9 @@ class Commands:
             self.end_all(CallOutcome(error=error))
         elif signal is SandboxSignal.NOT_STARTED:
             # All processes of a stopped sandbox are gone: its commands were interrupted, not lost track of.
-            self.interrupt_all()
             self._lifecycle.noticed_stopped()
+            await self.interrupt_all()
         else:
             workflow.logger.warning("follower failed, trying again", extra={"error": error.message})
             pause_s, self._again_s = self._again_s, min(self._again_s * 2, _AGAIN_MOST_S)
             await until(lambda: not any(self.running()), timeout_s=pause_s)
-
-
-def row_of(record: CommandRecord) -> CommandRow:
-    return CommandRow(
-        call_id=record.place.call_id,
-        status=record.status,
-        background=record.place.background,
-        started_at=record.place.started_at,
-        ended_at=record.ended_at,
-        exit_code=record.exit_code,
-    )
-
-
-def output_files(call_id: str) -> OutputFiles:
-    return OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"))
-
-
-def interrupted(call_id: str) -> CallOutcome:
-    result = ExecResult(
-        status="interrupted",
-        call_id=call_id,
-        output_files=output_files(call_id),
-        hint="The sandbox stopped while the command ran. It may have had part of its effect; it was not run again.",
-    )
-    return CallOutcome(result=result.model_dump(mode="json"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
-from workflows.steps import begin_transfer, error_of, signal_of
+from workflows.steps import error_of, signal_of
+from workflows.transfers import transferred
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
@@ -59,7 +61,7 @@ class Filling:
             await start_again()
         return self._nothing_came(error)
 
-    async def _attempt(self, ref: SandboxRef) -> CallOutcome:
+    async def _attempt(self, ref: SandboxRef) -> CallOutcome | None:
         asked, call = self._start.arguments, self._start.create_call
         step = FillStep(
             ref=ref,
@@ -67,12 +69,12 @@ class Filling:
             restore_from=asked.restore_from,
             upload_files=asked.upload_files or [],
         )
-        filling = begin_transfer(Activity.FILL_SANDBOX, step, CallOutcome, f"fill {self._start.sandbox_id}")
+        filling = asyncio.create_task(transferred(Activity.FILL_SANDBOX, step, f"fill {self._start.sandbox_id}"))
         await until(lambda: filling.done() or self._is_over())
         if not filling.done():
             filling.cancel()
             await until(filling.done)
-        return filling.result()
+        return None if filling.cancelled() else filling.result()
 
     def _is_over(self) -> bool:
         return self._kept.ending is not None

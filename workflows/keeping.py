@@ -21,6 +21,9 @@ with workflow.unsafe.imports_passed_through():
 
 Result = TypeVar("Result", bound=Message)
 
+_STARTS = 3
+"""How often a sandbox is started that stops while it is saved."""
+
 
 class Keeping:
     """Saves the workspace of one sandbox within the policy's time for it. Never keeps the sandbox from its deletion."""
@@ -56,22 +59,17 @@ class Keeping:
         return unfinished and not self._start.delete_only
 
     async def _save(self, give_up_at: datetime) -> SavedWorkspace:
-        ref = self._lifecycle.ref()
+        ref, starts = self._lifecycle.ref(), 0
         started = self._kept.state is SandboxState.STARTED
         while True:
             if not started:
-                ref = await self._started(ref, give_up_at)
+                ref, starts = await self._started(ref, give_up_at), starts + 1
             step = SaveStep(ref=ref, file_quota_bytes=self._start.policy.file_quota_bytes)
+            queue = follow_queue(workflow.info().task_queue)
             try:
-                return await self._step(
-                    Activity.SAVE_WORKSPACE,
-                    step,
-                    SavedWorkspace,
-                    give_up_at,
-                    task_queue=follow_queue(workflow.info().task_queue),
-                )
+                return await self._step(Activity.SAVE_WORKSPACE, step, SavedWorkspace, give_up_at, queue)
             except ActivityError as failure:
-                if signal_of(failure) is not SandboxSignal.NOT_STARTED or _left(give_up_at) <= timedelta(0):
+                if signal_of(failure) is not SandboxSignal.NOT_STARTED or starts == _STARTS:
                     raise
                 started = False
 

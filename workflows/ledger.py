@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
     from sandhold.contracts.names import DRAINING, is_call_id
-    from sandhold.contracts.sandboxes import LedgerEntry
+    from sandhold.contracts.sandboxes import LedgerEntry, SandboxCarried
     from sandhold.contracts.tools import tool_named
 
 LEDGER_LIMIT = 500
@@ -26,6 +26,10 @@ RUNNING_LIMIT = 400
 RUNNING_LIMIT_BYTES = 1024 * 1024
 """Arguments of running calls together: they go along when the workflow continues as new, in one message of which the
 server takes 2 MiB."""
+
+CARRIED_LIMIT_BYTES = 1792 * 1024
+"""All that goes along when the workflow continues as new. What runs always fits: the arguments of running calls, the
+longest ids of 400 of them, and 200 running and 100 ended commands come to 1.6 MiB."""
 
 
 class Call:
@@ -36,6 +40,8 @@ class Call:
         self.argument_bytes = argument_bytes(entry.request)
         self.slow = entry.outcome is None
         """Whether to answer `running` instead of waiting any longer; nobody waits for one carried over."""
+        self.sent = self.slow
+        """Whether it may have reached the inside of the sandbox; of one carried over that is not known."""
         self.begun_at = workflow.now()
         self._fresh: CallOutcome | None = None
 
@@ -93,11 +99,7 @@ class Ledger:
         """The call that `request` repeats. Raises ToolFailure when the id was used for another call."""
         call = self._calls.get(request.call_id)
         if call is not None and call.entry.fingerprint != request.fingerprint():
-            raise ToolFailure(
-                ErrorCode.CALL_ID_CONFLICT,
-                f"call id {request.call_id!r} was used for another call",
-                hint="Use a new call id for every call.",
-            )
+            raise conflict(request.call_id)
         return call
 
     def check_room(self, request: CallRequest) -> None:
@@ -124,7 +126,7 @@ class Ledger:
                 request=request,
             )
         )
-        call.slow = False
+        call.slow = call.sent = False
         self._calls[request.call_id] = call
         self._make_room()
         return call
@@ -141,6 +143,27 @@ class Ledger:
         ended = [call_id for call_id, call in self._calls.items() if not call.running]
         for call_id in ended[:surplus]:
             del self._calls[call_id]
+
+
+def without_surplus(carried: SandboxCarried) -> SandboxCarried:
+    """The same without the oldest calls that have ended, as far as the whole is larger than CARRIED_LIMIT_BYTES."""
+    surplus = len(carried.model_dump_json().encode()) - CARRIED_LIMIT_BYTES
+    kept: list[LedgerEntry] = []
+    for entry in carried.ledger:
+        if surplus > 0 and entry.outcome is not None:
+            surplus -= len(entry.model_dump_json().encode())
+        else:
+            kept.append(entry)
+    return carried.model_copy(update={"ledger": kept})
+
+
+def conflict(call_id: str) -> ToolFailure:
+    """The failure of a call whose id belongs to another one."""
+    return ToolFailure(
+        ErrorCode.CALL_ID_CONFLICT,
+        f"call id {call_id!r} was used for another call",
+        hint="Use a new call id for every call.",
+    )
 
 
 def argument_bytes(request: CallRequest | None) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError
 
-from workflows.filling import Filling
 from workflows.steps import FOR_EVER, HEARTBEAT_TIMEOUT, PATIENT, error_of, signal_of
 from workflows.waiting import until
 
@@ -36,6 +35,8 @@ DELETED_BY_CALL = "deleted by a call"
 CREATE_FAILED = "its creation failed"
 CLOSED_FROM_OUTSIDE = "its workflow was closed before the deletion was confirmed"
 Change = Literal["create", "start", "stop", "archive"]
+Fill: TypeAlias = "Callable[[SandboxRef, Callable[[], Awaitable[object]]], Awaitable[CallOutcome | None]]"
+"""Given how to start the sandbox again, should it stop meanwhile."""
 
 _DURING: dict[Change, SandboxState] = {
     "create": SandboxState.CREATING,
@@ -75,13 +76,18 @@ class Lifecycle:
         kept: SandboxCarried,
         quiesce: Callable[[], Awaitable[None]],
         changed: Callable[[], None],
+        fill: Fill | None = None,
     ) -> None:
-        """`quiesce` ends what runs in the sandbox and is awaited before a stop; `changed` hears of every new state."""
+        """`quiesce` ends what runs in the sandbox and is awaited before a stop; `changed` hears of every new state.
+
+        `fill` brings into a new sandbox what its create call asked for, and has the outcome of that call; None when the
+        sandbox is to be deleted before that is known.
+        """
         self._start = start
         self._kept = kept
         self._quiesce = quiesce
         self._changed = changed
-        self._filling = Filling(start, kept)
+        self._fill = fill
         self.operation: Operation | None = None
 
     @property
@@ -231,8 +237,8 @@ class Lifecycle:
             if change in {"stop", "archive"}:
                 await self._quiesce()
             found = await (self._create() if change == "create" else self._make(change))
-            if change == "create" and self._filling.wanted:
-                operation.outcome = await self._filled(found)
+            if change == "create" and self._fill is not None:
+                operation.outcome = await self._filled(found, self._fill)
         except ToolFailure as failure:
             operation.error = failure.error
         except ActivityError as failure:
@@ -273,10 +279,10 @@ class Lifecycle:
             raise
         return found
 
-    async def _filled(self, found: ProviderSandbox) -> CallOutcome:
+    async def _filled(self, found: ProviderSandbox, fill: Fill) -> CallOutcome:
         """The outcome of the create call, once its files are in the sandbox. Raises ToolFailure when it is ending."""
         self._note_found(found)
-        outcome = await self._filling.fill(self.ref(), lambda: self._make("start"))
+        outcome = await fill(self.ref(), lambda: self._make("start"))
         ending = self.why_ending()
         if outcome is None or ending is not None:
             assert ending is not None

@@ -8,8 +8,17 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
+from workflows.filling import Filling
 from workflows.keeping import Keeping
-from workflows.ledger import Call, Ledger, check_size, envelope, refuse_while_draining, too_large
+from workflows.ledger import (
+    Call,
+    Ledger,
+    check_size,
+    envelope,
+    refuse_while_draining,
+    too_large,
+    without_surplus,
+)
 from workflows.lifecycle import CLOSED_FROM_OUTSIDE, DELETED_BY_CALL, Lifecycle, failure_from
 from workflows.sandbox_calls import SandboxCalls
 from workflows.waiting import close_run, reopen_run, seconds_until, until
@@ -56,7 +65,14 @@ class Sandbox:
         self._kept = start.carried or SandboxCarried(state=SandboxState.CREATING, last_used_at=workflow.now(), runs=0)
         self._ledger = Ledger(self._kept.ledger)
         self._calls = SandboxCalls(start, self._kept, self._ledger, self._tell_operators)
-        self._lifecycle = Lifecycle(start, self._kept, self._calls.quiesce, self._tell_operators)
+        filling = Filling(start, self._kept)
+        self._lifecycle = Lifecycle(
+            start,
+            self._kept,
+            self._calls.quiesce,
+            self._tell_operators,
+            fill=filling.fill if filling.wanted else None,
+        )
         self._calls.attach(self._lifecycle)
         self._keeping = Keeping(start, self._kept, self._lifecycle)
         self._draining = False
@@ -246,7 +262,7 @@ class Sandbox:
                 return
         self._kept.ledger = self._ledger.entries()
         self._kept.commands = self._calls.commands.records()
-        workflow.continue_as_new(self._start.model_copy(update={"carried": self._kept}))
+        workflow.continue_as_new(self._start.model_copy(update={"carried": without_surplus(self._kept)}))
 
     def _is_drained(self) -> bool:
         return workflow.all_handlers_finished() and self._lifecycle.operation is None

@@ -9,10 +9,13 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 from workflows.command_calls import CommandCalls
-from workflows.commands import Commands, output_files
+from workflows.commands import Commands
+from workflows.exec_calls import ExecCalls
 from workflows.ledger import Call, Ledger, check_identity
 from workflows.lifecycle import DELETED_BY_CALL, Change, Lifecycle, failure_from
-from workflows.steps import begin_transfer, error_of, signal_of, step_in_two_tries
+from workflows.patches import Patch
+from workflows.steps import error_of, signal_of, step_in_two_tries
+from workflows.transfers import Transfers
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
@@ -26,10 +29,9 @@ with workflow.unsafe.imports_passed_through():
         session_workflow_id,
     )
     from sandhold.contracts.sandboxes import SandboxCarried, SandboxStart, SandboxState
-    from sandhold.contracts.steps import CallStep, CommandProgress, CommandStep, DownloadStep
+    from sandhold.contracts.steps import CallStep
     from sandhold.contracts.tools import (
         Action,
-        ExecResult,
         ManageSandboxArguments,
         ManageSandboxResult,
         parse_arguments,
@@ -60,15 +62,17 @@ class SandboxCalls:
         self._ledger = ledger
         self._changed_calls = changed
         self._inside: set[str] = set()
-        self._transfers: dict[str, workflow.ActivityHandle[CallOutcome]] = {}
+        self._transfers = Transfers(start)
         self.commands = Commands(start, kept, self._command_ended)
-        self._command_calls = CommandCalls(self.commands)
+        self._exec_calls = ExecCalls(start, ledger, self.commands, self._inside, self._finish)
+        self._command_calls = CommandCalls(self.commands, ledger, self._exec_calls.call_off)
         self._lifecycle: Lifecycle
 
     def attach(self, lifecycle: Lifecycle) -> None:
         """Two halves of one thing: the lifecycle quiesces the calls, the calls start the sandbox."""
         self._lifecycle = lifecycle
         self.commands.attach(lifecycle)
+        self._exec_calls.attach(lifecycle)
         self._command_calls.attach(lifecycle)
 
     @property
@@ -80,7 +84,7 @@ class SandboxCalls:
     @property
     def transferring(self) -> bool:
         """Whether something runs that would start over if the workflow continued as new."""
-        return bool(self._transfers)
+        return self._transfers.running
 
     def resume(self) -> None:
         """Go on with the commands and calls that were running when the workflow continued as new."""
@@ -112,6 +116,8 @@ class SandboxCalls:
         if refused is not None:
             raise failure_from(refused)
         self._ledger.check_room(request)
+        if request.tool == ToolName.EXEC:
+            self._exec_calls.check_room(request)
         call = self._ledger.open(request)
         self._lifecycle.used()
         self._changed_calls()
@@ -130,8 +136,7 @@ class SandboxCalls:
         """
         if self._inside:
             await until(lambda: not self._inside, timeout_s=grace_s)
-        for transfer in self._transfers.values():
-            transfer.cancel()
+        self._transfers.cancel()
         doomed = {record.place.call_id for record in self.commands.running()}
         doomed |= {call_id for call_id in self._inside if self._tool_of(call_id) == ToolName.EXEC}
         if doomed:
@@ -141,7 +146,7 @@ class SandboxCalls:
                 # The sandbox is about to be stopped or deleted, which ends them for certain.
                 workflow.logger.warning("commands were not cancelled", extra={"error": error_of(failure).message})
         if not await until(lambda: not self._inside and not any(self.commands.running()), timeout_s=_LAST_WORDS_S):
-            self.commands.interrupt_all()
+            await self.commands.interrupt_all()
             for call_id in sorted(self._inside):
                 self._finish(call_id, CallOutcome(error=_cancelled(f"call {call_id} was ended with its sandbox")))
 
@@ -179,6 +184,8 @@ class SandboxCalls:
             )
 
     async def _carry_out(self, call: Call) -> None:
+        if not call.running:
+            return  # It was called off in the moment of its admission.
         try:
             outcome = await self._outcome_of(call)
         except ToolFailure as failure:
@@ -191,6 +198,7 @@ class SandboxCalls:
             outcome = CallOutcome(
                 error=ToolError(code=ErrorCode.INTERNAL, message="the call failed inside Sandhold", ambiguous=True)
             )
+        self.commands.settle(call.call_id)
         self._finish(call.call_id, outcome)
 
     def _command_ended(self, call_id: str, outcome: CallOutcome) -> None:
@@ -214,13 +222,17 @@ class SandboxCalls:
             return await self._manage(call, request)
         if tool is ToolName.COMMAND:
             return await self._command_calls.outcome(call)
-        if tool is ToolName.EXEC and self.commands.get(call.call_id) is not None:
-            return await self._end_of(call)
+        record = self.commands.get(call.call_id)
+        if tool is ToolName.EXEC and record is not None:
+            return await self._exec_calls.of_record(call, record)
         for _ in range(3):
             while not self._lifecycle.ready:
                 await self._promptly(call, self._lifecycle.ensure_started())
+            if not call.running and workflow.patched(Patch.COMMANDS_FROM_THEIR_CALL):
+                break  # It was called off while it waited, or has ended with the sandbox as it was.
             # No await since the check: a stop that begins now waits for this call.
             self._inside.add(call.call_id)
+            call.sent = True
             try:
                 return await self._inside_started(call, request, tool)
             except ActivityError as failure:
@@ -231,6 +243,13 @@ class SandboxCalls:
                     raise
                 self._inside.discard(call.call_id)
                 self._lifecycle.noticed_stopped()
+                unwanted = not call.running or self.commands.asked_to_end(call.call_id)
+                if unwanted and workflow.patched(Patch.COMMANDS_FROM_THEIR_CALL):
+                    if tool is ToolName.EXEC:
+                        self._exec_calls.call_off(call)
+                    break
+        if call.entry.outcome is not None:
+            return call.entry.outcome
         raise ToolFailure(
             ErrorCode.PROVIDER_UNAVAILABLE,
             f"sandbox {self._start.sandbox_id} stopped again each time it was started",
@@ -239,72 +258,23 @@ class SandboxCalls:
 
     async def _inside_started(self, call: Call, request: CallRequest, tool: ToolName) -> CallOutcome:
         if tool is ToolName.EXEC:
-            return await self._run_command(call, request)
+            return await self._exec_calls.run(call, request)
         if tool is ToolName.DOWNLOAD_WORKSPACE:
-            return await self._download(call, request)
-        if tool is ToolName.PUSH_FILES:
-            return await self._transfer(call, Activity.PUSH_FILES, self._step(call, request))
-        activity = Activity.READ_FILE if tool is ToolName.READ_FILE else Activity.WRITE_FILE
-        return await step_in_two_tries(call, activity, self._step(call, request), CallOutcome)
-
-    def _step(self, call: Call, request: CallRequest) -> CallStep:
-        return CallStep(
-            ref=self._lifecycle.ref(),
-            call_id=call.call_id,
-            arguments=request.arguments,
-            arguments_ref=request.arguments_ref,
-        )
-
-    async def _download(self, call: Call, request: CallRequest) -> CallOutcome:
-        step = DownloadStep(
-            ref=self._lifecycle.ref(),
-            call_id=call.call_id,
-            arguments=request.arguments,
-            arguments_ref=request.arguments_ref,
-            file_quota_bytes=self._start.policy.file_quota_bytes,
-        )
-        return await self._transfer(call, Activity.DOWNLOAD_WORKSPACE, step)
-
-    async def _transfer(self, call: Call, activity: Activity, step: CallStep) -> CallOutcome:
-        transfer = begin_transfer(activity, step, CallOutcome, f"{call.entry.tool} {call.call_id}")
-        self._transfers[call.call_id] = transfer
-        try:
+            transfer = self._transfers.begin_download(call, request, self._lifecycle.ref())
             await self._promptly(call, transfer)
-        except asyncio.CancelledError:
-            raise failure_from(_cancelled(f"call {call.call_id} was ended with its sandbox")) from None
-        finally:
-            del self._transfers[call.call_id]
-        return transfer.result()
-
-    async def _run_command(self, call: Call, request: CallRequest) -> CallOutcome:
-        policy = self._start.policy
-        self.commands.count_start()
-        command = CommandStep(
+            return transfer.result()
+        if tool is ToolName.PUSH_FILES:
+            transfer = self._transfers.begin_push(call, request, self._lifecycle.ref())
+            await self._promptly(call, transfer)
+            return transfer.result()
+        activity = Activity.READ_FILE if tool is ToolName.READ_FILE else Activity.WRITE_FILE
+        step = CallStep(
             ref=self._lifecycle.ref(),
             call_id=call.call_id,
             arguments=request.arguments,
             arguments_ref=request.arguments_ref,
-            default_timeout_ms=max(1, round(policy.command_timeout_s * 1000)),
-            output_cap_bytes=policy.output_cap_bytes,
         )
-        progress = await step_in_two_tries(call, Activity.RUN_COMMAND, command, CommandProgress)
-        if progress.outcome is not None and progress.outcome.error is not None:
-            return progress.outcome  # Nothing was started.
-        record = self.commands.add(progress, call.begun_at)
-        if progress.outcome is not None:
-            return progress.outcome
-        if record.place.background:
-            return _in_background(call.call_id)
-        return await self._end_of(call)
-
-    async def _end_of(self, call: Call) -> CallOutcome:
-        """The outcome of a command that is followed: its end finishes the call."""
-        call.slow = True
-        call.forget_arguments()
-        self._inside.add(call.call_id)
-        await until(lambda: not call.running)
-        assert call.entry.outcome is not None
-        return call.entry.outcome
+        return await step_in_two_tries(call, activity, step, CallOutcome)
 
     async def _promptly(self, call: Call, waiting: Awaitable[object]) -> None:
         """Await `waiting`; when it takes too long for the answer, answer `running` and go on waiting."""
@@ -355,13 +325,3 @@ class SandboxCalls:
 
 def _cancelled(message: str) -> ToolError:
     return ToolError(code=ErrorCode.CANCELLED, message=message, ambiguous=True)
-
-
-def _in_background(call_id: str) -> CallOutcome:
-    result = ExecResult(
-        status="running",
-        call_id=call_id,
-        output_files=output_files(call_id),
-        hint="The command runs in the background. daytona_command reads its output, waits for it and ends it.",
-    )
-    return CallOutcome(result=result.model_dump(mode="json"))

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, RetryState
 from temporalio.exceptions import TimeoutError as TimedOut
 
 from workflows.ledger import Call
@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.base import Message
     from sandhold.contracts.calls import ANSWER_WITHIN_S
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError
-    from sandhold.contracts.names import Activity, follow_queue
+    from sandhold.contracts.names import Activity
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 """Long activities heartbeat every second; a dead worker is noticed after this (measured: no false alarm under load)."""
@@ -58,16 +58,6 @@ FOR_EVER = RetryPolicy(
 )
 """For deletion: nothing makes it give up."""
 
-TRANSFER = RetryPolicy(
-    initial_interval=timedelta(milliseconds=100),
-    backoff_coefficient=2.0,
-    maximum_interval=timedelta(seconds=30),
-    maximum_attempts=30,
-    non_retryable_error_types=NON_RETRYABLE,
-)
-"""For what moves any number of bytes, and starts over with each attempt."""
-
-_TRANSFER_TIMEOUT = timedelta(hours=6)
 _SLOW_STEP_TIMEOUT = timedelta(minutes=2)
 _COMMAND_STEP_TIMEOUT = timedelta(minutes=30)
 """For a command that may have been started: giving up on it would lose its outcome, so that takes longer."""
@@ -110,22 +100,6 @@ async def step_in_two_tries(call: Call, activity: Activity, step: Message, resul
     return slow_result
 
 
-def begin_transfer(
-    activity: Activity, step: Message, result_type: type[Result], summary: str
-) -> workflow.ActivityHandle[Result]:
-    """One activity that may take hours, beside the followers, where it is in nobody's way. Cancelling it ends it."""
-    return workflow.start_activity(
-        activity,
-        step,
-        result_type=result_type,
-        task_queue=follow_queue(workflow.info().task_queue),
-        schedule_to_close_timeout=_TRANSFER_TIMEOUT,
-        heartbeat_timeout=HEARTBEAT_TIMEOUT,
-        retry_policy=TRANSFER,
-        summary=summary,
-    )
-
-
 def error_of(failure: ActivityError) -> ToolError:
     """What a failed activity means for the caller."""
     cause: BaseException | None = failure.cause
@@ -157,6 +131,18 @@ def signal_of(failure: ActivityError) -> SandboxSignal | None:
     if isinstance(earlier, ApplicationError) and earlier.type in set(SandboxSignal):
         return SandboxSignal(earlier.type)
     return None
+
+
+def may_have_been_done(failure: ActivityError) -> bool:
+    """Whether an attempt of the failed activity may have had its effect, with nobody there to hear of it.
+
+    Not when the activity gave up by itself with an error that says nothing of the kind, or one about the sandbox.
+    """
+    if signal_of(failure) is not None:
+        return False
+    error = error_of(failure)
+    gave_up_by_itself = failure.retry_state is RetryState.NON_RETRYABLE_FAILURE
+    return error.ambiguous or error.code is ErrorCode.INTERNAL or not gave_up_by_itself
 
 
 def _told(error: ApplicationError) -> ToolError | None:

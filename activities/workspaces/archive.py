@@ -7,11 +7,12 @@ from typing import Protocol
 
 from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
 from activities.workspaces.entries import EntryRules, Report
-from activities.zstd import ZstdCompressor
+from activities.zstd import CompressionParameter, ZstdCompressor
 
 SUFFIX = ".tar.zst"
-_LEVEL = 1
-_GATHERED_BYTES = 512 * 1024
+_OPTIONS: dict[int, int] = {CompressionParameter.compression_level: 1, CompressionParameter.nb_workers: 1}
+"""Fast, and in a thread beside the one that reads."""
+_GATHERED_BYTES = 128 * 1024
 _ZEROS = memoryview(bytes(_GATHERED_BYTES))
 
 
@@ -40,7 +41,7 @@ class ArchiveWriter:
         """By default compressed by zstd."""
         self._rules = rules
         self._report = report
-        self._compressor = ZstdCompressor(_LEVEL) if compressor is None else compressor
+        self._compressor = ZstdCompressor(options=_OPTIONS) if compressor is None else compressor
         self._gathered: list[bytes | memoryview] = []
         self._weight = 0
         self._size = 0

@@ -25,6 +25,9 @@ from sandhold.storage import FileStore, Quota
 
 Out = TypeVar("Out")
 
+STEPS_AT_ONCE = 8
+"""How many steps are taken before what they made is stored."""
+
 
 class _Writer(Visitor, Protocol[Out]):
     def take(self) -> list[Out]: ...
@@ -91,21 +94,21 @@ class WorkspaceDownload:
         return self._result(f"/{folder}")
 
     async def _steps(self, output: SandboxOutput, writer: _Writer[Out]) -> AsyncGenerator[Out]:
-        """What the writer makes of the stream, step by step: each in a thread, as it computes."""
+        """What the writer makes of the stream, some steps at a time: in a thread, as it computes."""
         packed = Packed(self._path, writer)
-        steps: Iterator[None]
 
-        def step() -> tuple[bool, list[Out]]:
-            if packed.is_file and self._rules.only_name is None:
-                self._rules.only_name = posixpath.basename(self._path).encode()
-            more = next(steps, self) is not self
-            return more, writer.take()
+        def reading(pieces: list[bytes]) -> Iterator[None]:
+            for piece in pieces:
+                for _ in packed.feed(piece):
+                    if packed.is_file:
+                        self._rules.only_name = posixpath.basename(self._path).encode()
+                    yield
 
-        async for data in output:
-            steps = packed.feed(data)
+        async for pieces in output.batches():
+            steps = reading(pieces)
             more = True
             while more:
-                more, out = await asyncio.to_thread(step)
+                more, out = await asyncio.to_thread(_several, steps, writer)
                 for each in out:
                     yield each
         self._finish(packed, output.end)
@@ -153,3 +156,13 @@ class WorkspaceDownload:
             changed_count=report.changed_count,
             empty_directories=report.empty_directories,
         )
+
+
+def _several(steps: Iterator[None], writer: _Writer[Out]) -> tuple[bool, list[Out]]:
+    """Take some steps; whether there are more, and what there is."""
+    out: list[Out] = []
+    for _ in range(STEPS_AT_ONCE):
+        if next(steps, writer) is writer:
+            return False, out + writer.take()
+        out += writer.take()
+    return True, out

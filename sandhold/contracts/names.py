@@ -95,6 +95,7 @@ class Activity(StrEnum):
     WRITE_INPUT = "write_input"
     SIGNAL_COMMAND = "signal_command"
     CLEAN_COMMANDS = "clean_commands"
+    TELL_INTERRUPTED = "tell_interrupted"
     READ_FILE = "read_file"
     WRITE_FILE = "write_file"
     DOWNLOAD_WORKSPACE = "download_workspace"

@@ -56,6 +56,8 @@ class CommandRecord(Message):
     place: CommandPlace
     read_at: datetime
     """When it was started, or its output was last asked for."""
+    fingerprint: str = ""
+    """Of the call that started it; empty when that was not noted."""
     ended_at: datetime | None = None
     outcome: CallOutcome | None = None
     status: CommandStatus = "running"

@@ -130,6 +130,8 @@ class CommandPlace(Message):
     cancelled: CancelReason | None = None
     """Set once we asked for its end, so that the outcome says so."""
     stored: StoredOutput = Field(default_factory=StoredOutput)
+    unsure: bool = False
+    """Whether nobody knows if it was started. One that turns out not to have been is kept from starting."""
 
 
 class CommandProgress(Message):
@@ -165,6 +167,19 @@ class StopCommandsStep(Message):
     call_ids: list[str]
     grace_s: float
     """Seconds between TERM and KILL."""
+
+
+class TellInterruptedStep(Message):
+    """Say what session storage holds of commands that were interrupted: `tell_interrupted`."""
+
+    ref: SandboxRef
+    commands: list[CommandPlace]
+
+
+class TellInterruptedResult(Message):
+    """Every command of the step, at its outcome; larger results only by reference."""
+
+    ended: list[CommandProgress]
 
 
 class ReadOutputStep(Message):

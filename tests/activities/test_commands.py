@@ -114,6 +114,43 @@ async def test_fault_9_faults_while_a_command_is_followed_do_not_end_it(commands
     assert await commands.sh(f"cat ran-{call_id}") == "run\n"
 
 
+async def test_what_ends_the_trying_says_whether_the_command_may_run(commands: Commands, faults: FaultPlan) -> None:
+    """A refusal of a first request says that nothing was started; one of a repetition does not."""
+    await commands.run("true")
+    refused = {"effect": "status", "status": 401, "body": {"statusCode": 401, "message": "Unauthorized"}}
+    step = commands.step("true")
+    for attempt, ambiguous in ((1, False), (2, True)):
+        await faults.add(**EXECUTE, **refused, times=1)
+        with pytest.raises(ApplicationError) as raised:
+            await commands.provider.run(commands.activities.run_command, step, attempt=attempt)
+        assert (raised.value.type, raised.value.non_retryable) == (ErrorCode.CONNECTION_REQUIRED, True)
+        assert raised.value.details[0].ambiguous is ambiguous
+
+
+async def test_a_refusal_behind_an_answer_that_told_nothing_is_ambiguous_at_once(
+    commands: Commands, faults: FaultPlan
+) -> None:
+    await commands.run("true")
+    await faults.add(**EXECUTE, effect="status", status=502, times=1)
+    look = {"method": "GET", "route": "/api/sandbox/{id}"}
+    await faults.add(**look, effect="status", status=401, body={"statusCode": 401, "message": "Unauthorized"}, times=1)
+    with pytest.raises(ApplicationError) as raised:
+        await commands.begin("true")
+    assert raised.value.type == ErrorCode.CONNECTION_REQUIRED
+    assert raised.value.details[0].ambiguous
+
+
+async def test_a_sandbox_that_is_found_stopped_by_a_repetition_is_still_told_as_that(
+    local_provider: ProviderUnderTest,
+) -> None:
+    commands = Commands(local_provider, await local_provider.created())
+    await local_provider.stop(commands.ref)
+    with pytest.raises(ApplicationError) as raised:
+        await local_provider.run(commands.activities.run_command, commands.step("true"), attempt=2)
+    assert raised.value.type == SandboxSignal.NOT_STARTED
+    await local_provider.delete(commands.ref)
+
+
 async def test_cancelling_an_activity_ends_no_command(commands: Commands) -> None:
     place = await commands.leave("sleep 2; echo lived")
     environment = ActivityEnvironment()

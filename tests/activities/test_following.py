@@ -15,6 +15,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities import following as following_module
+from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.steps import CommandPlace, FollowCommandsResult, FollowCommandsStep, SandboxRef, StoredOutput
 from sandhold.storage import SegmentReader
 from sandhold.storage.segments import SEGMENT_BYTES
@@ -222,6 +223,23 @@ async def test_much_output_is_stored_whole_in_little_memory(provider: ProviderUn
     assert grown < GROWTH_BYTES, f"memory grew by {grown / 2**20:.0f} MiB"
     print(f"{OUTPUT_BYTES} bytes followed, memory grew by {grown / 2**20:.1f} MiB")
     await provider.delete(commands.ref)
+
+
+async def test_a_command_that_may_have_been_started_and_was_not_is_kept_from_starting(commands: Commands) -> None:
+    started = await commands.leave("sleep 2; exit 5", background=True)
+    call_id = new_call_id()
+    unsure = started.model_copy(update={"call_id": call_id, "unsure": True})
+    (progress,) = await commands.follow([unsure, started.model_copy(update={"unsure": True})])
+    assert (progress.call_id, progress.status) == (call_id, "cancelled")
+    assert progress.outcome is not None
+    assert progress.outcome.error is not None
+    assert (progress.outcome.error.code, progress.outcome.error.ambiguous) == (ErrorCode.CANCELLED, False)
+    assert "never started" in progress.outcome.error.message
+    late = await commands.run(f"touch ran-{call_id}", call_id=call_id)
+    assert late.status == "cancelled"
+    assert await commands.sh(f"ls ran-{call_id} 2>/dev/null || echo none") == "none\n"
+    result = await commands.follow_to_the_end(started.model_copy(update={"unsure": True}))
+    assert (result.status, result.exit_code) == ("completed", 5), "one that was started goes on"
 
 
 def memory_now() -> int:

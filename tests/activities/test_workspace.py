@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from temporalio.exceptions import ApplicationError
 
 from activities.workspace import WorkspaceActivities
 from sandhold.contracts.calls import CallOutcome
-from sandhold.contracts.errors import ErrorCode
+from sandhold.contracts.errors import ErrorCode, SandboxSignal
 from sandhold.contracts.names import WORKSPACE_PATH
 from sandhold.contracts.steps import DownloadStep, SandboxRef
 from sandhold.contracts.workspaces import DownloadWorkspaceResult
@@ -38,7 +39,7 @@ class Workspace:
 
     async def make(self, script: str) -> None:
         """Run a script in the directory."""
-        await self.provider.sh(self.ref, f"mkdir -p {self.path} && cd {self.path} && umask 022 && {{\n{script}\n}}")
+        await self.provider.sh(self.ref, f"mkdir -p {self.path} && cd {self.path} && umask 022 && set -e\n{script}")
 
     def step(self, **arguments: Any) -> DownloadStep:
         quota = arguments.pop("file_quota_bytes", 1024 * MIB)
@@ -143,3 +144,218 @@ async def test_what_cannot_be_downloaded_at_all_is_an_error(workspace: Workspace
     assert error is not None
     assert error.code == code
     assert target in error.message
+
+
+HOSTILE = r"""
+import os, socket
+here = os.getcwd().encode()
+def file(name, data=b"x"):
+    with open(name, "wb") as file:
+        file.write(data)
+os.symlink("/etc/passwd", "absolute")
+os.symlink("../../../../etc", "out")
+os.symlink("loop2", "loop1"); os.symlink("loop1", "loop2")
+os.symlink("nowhere", "dangling")
+os.mkdir("inside"); file("inside/a", b"content"); os.symlink("inside", "into")
+os.link("inside/a", "hard")
+os.mkfifo("fifo")
+unix = socket.socket(socket.AF_UNIX); unix.bind("sock")
+file("new\nline"); file("tab\there: colon"); file(b"latin-\xe9"); file("..."); file("..a"); file("-rf"); file("a\\b")
+os.mkdir("empty"); os.makedirs("hollow/deeper")
+file("secret"); os.chmod("secret", 0)
+os.mkdir("closed"); file("closed/x"); os.chmod("closed", 0)
+with open("sparse", "wb") as file_: file_.truncate(3_000_000); file_.seek(1_000_000); file_.write(b"middle")
+os.mkdir("deep"); os.chdir("deep")
+left = 4095 - len(here) - len(b"/deep")
+while left > 210:
+    os.mkdir("d" * 200); os.chdir("d" * 200); left -= 201
+file("f" * (left - 1), b"deep")
+"""
+
+
+@pytest.fixture(scope="session")
+async def hostile(any_provider: ProviderUnderTest, shared_sandbox: SandboxRef) -> Workspace:
+    workspace = Workspace(any_provider, shared_sandbox)
+    await workspace.make(f"cat >make.py <<'END'\n{HOSTILE}\nEND\npython3 make.py && rm make.py")
+    return workspace
+
+
+async def test_an_archive_of_a_hostile_tree_holds_what_is_safe_and_names_the_rest(hostile: Workspace) -> None:
+    result = await hostile.download(format="archive")
+    data = await hostile.bytes_of(result.session_path)
+    with hostile.opened(data) as tar:
+        members = {member.name: member for member in tar.getmembers()}
+        assert reasons(result) == {"fifo": "fifo", "sock": "socket", "secret": "unreadable", "closed": "unreadable"}
+        # Links stay links, whatever they lead to.
+        links = {name: member.linkname for name, member in members.items() if member.issym()}
+        assert links == {
+            "absolute": "/etc/passwd",
+            "out": "../../../../etc",
+            "loop1": "loop2",
+            "loop2": "loop1",
+            "dangling": "nowhere",
+            "into": "inside",
+        }
+        assert not [name for name in members if name.startswith(("into/", "out/", "/")) or ".." in name.split("/")]
+        # One name has the content, the other is a hard link to it.
+        pair = {members["hard"].type, members["inside/a"].type}
+        assert pair == {tarfile.REGTYPE, tarfile.LNKTYPE}
+        # Names are kept byte for byte: those that are not UTF-8, too, and those as long as Linux takes them.
+        for name in ("new\nline", "tab\there: colon", "latin-\udce9", "...", "..a", "-rf", "a\\b"):
+            assert members[name].isreg(), name
+        (deep,) = (name for name in members if name.startswith("deep/") and members[name].isreg())
+        assert len(f"{hostile.path}/{deep}") == 4095
+        assert read(tar, deep) == b"deep"
+        assert all(members[name].isdir() for name in ("empty", "hollow", "hollow/deeper"))
+        sparse = read(tar, "sparse")
+        assert (len(sparse), sparse[1_000_000:1_000_006], sparse.count(0)) == (3_000_000, b"middle", 2_999_994)
+        # Nothing comes with an owner, or with the rights of one.
+        assert {(member.uid, member.gid, member.uname) for member in members.values()} == {(0, 0, "")}
+    assert result.empty_directories == 2
+    assert result.files_changed == []
+
+
+def read(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    assert file is not None
+    return file.read()
+
+
+async def test_single_files_of_a_hostile_tree_are_those_that_have_content_and_a_name(hostile: Workspace) -> None:
+    result = await hostile.download(session_path=f"/{hostile.name}-files")
+    told = reasons(result)
+    deep = next(path for path in told if path.startswith("deep/"))
+    assert told == {
+        **dict.fromkeys(["absolute", "out", "loop1", "loop2", "dangling", "into"], "symlink"),
+        **dict.fromkeys([deep, "new\nline", "tab\there: colon", "latin-\\xe9"], "name_not_storable"),
+        "fifo": "fifo",
+        "sock": "socket",
+        "secret": "unreadable",
+        "closed": "unreadable",
+    }
+    hostile_files = Workspace(hostile.provider, hostile.ref, f"{hostile.name}-files")
+    stored = await hostile_files.stored()
+    assert sorted(stored) == ["-rf", "...", "..a", "a\\b", "hard", "inside/a", "sparse"]
+    assert stored["hard"] == stored["inside/a"] == b"content"
+    assert len(stored["sparse"]) == 3_000_000
+    assert result.files_downloaded == len(stored)
+    assert result.bytes == sum(map(len, stored.values()))
+    assert result.empty_directories == 2
+
+
+async def test_what_no_one_needs_is_left_out_and_patterns_say_what_else(workspace: Workspace) -> None:
+    await workspace.make(
+        "for d in .git node_modules src/node_modules .venv __pycache__ src/build docs; do\n"
+        "mkdir -p $d; echo >$d/x; done\n"
+        "echo >src/a.py; echo >src/a.pyc; echo >keep.log; echo >b.log; echo >src/.git"
+    )
+
+    async def taken(**arguments: Any) -> list[str]:
+        found = sorted(await workspace.archive(await workspace.download(format="archive", **arguments)))
+        return [name for name in found if name not in {"src", "docs", "src/build"}]
+
+    assert await taken() == ["b.log", "docs/x", "keep.log", "src/a.py", "src/a.pyc", "src/build/x"]
+    excluded = await taken(exclude=["*.log", "!keep.log", "build/", "/docs", "*.pyc"])
+    assert excluded == ["keep.log", "src/a.py"]
+    assert await taken(include=["/src"]) == ["src/a.py", "src/a.pyc", "src/build/x"]
+    assert await taken(include=["*.py", "docs/"]) == ["docs/x", "src/a.py"]
+    assert await taken(include=["src/build", "no/such"]) == ["src/build/x"]
+    assert await taken(include=["/no/such"]) == []
+    assert [name for name in await taken(exclude=["!.git"]) if ".git" in name] == [".git", ".git/x", "src/.git"]
+    # What lies in a directory that is left out cannot be brought back by itself.
+    assert await taken(exclude=["src", "!src/a.py"]) == ["b.log", "docs/x", "keep.log"]
+
+
+async def test_includes_lead_through_no_link(workspace: Workspace) -> None:
+    await workspace.make("ln -s /etc link; mkdir real; echo >real/a")
+    result = await workspace.download(format="archive", include=["/link/passwd", "/real/a", "/link"])
+    assert sorted(await workspace.archive(result)) == ["link", "real/a"]
+
+
+async def test_our_own_folder_is_never_in_a_workspace(provider: ProviderUnderTest) -> None:
+    workspace = Workspace(provider, await provider.created())
+    await provider.sh(workspace.ref, "echo one >~/mine; mkdir -p ~/.sandhold ~/sub/.sandhold; echo >~/sub/.sandhold/x")
+    await workspace.download(sandbox_path=WORKSPACE_PATH, exclude=["!.sandhold"])
+    assert {name for name in await workspace.stored() if "sandhold" in name or name == "mine"} == {
+        "mine",
+        "sub/.sandhold/x",
+    }
+    await provider.delete(workspace.ref)
+
+
+async def test_a_file_that_is_too_large_is_left_out_and_named(workspace: Workspace) -> None:
+    await workspace.make("truncate -s 2G hole; head -c 2000000 /dev/urandom >large; echo one >small")
+    result = await workspace.download(file_quota_bytes=MIB)
+    assert reasons(result) == {"hole": "too_large", "large": "too_large"}
+    assert await workspace.stored() == {"small": b"one\n"}
+    result = await workspace.download(format="archive", file_quota_bytes=MIB)
+    assert reasons(result) == {"hole": "too_large", "large": "too_large"}
+    assert sorted(await workspace.archive(result)) == ["small"]
+
+
+async def test_a_full_quota_is_an_error_and_leaves_nothing_half_written(workspace: Workspace) -> None:
+    await workspace.make("for n in 1 2 3 4; do head -c 900000 /dev/urandom >$n; done")
+    outcome = await workspace.outcome(format="archive", file_quota_bytes=2 * MIB)
+    assert outcome.error is not None
+    assert outcome.error.code == ErrorCode.QUOTA_EXCEEDED
+    assert not [each.path async for each in workspace.files.list() if workspace.name in each.path]
+    held = await workspace.provider.storage.usage.held(workspace.ref.session_id)
+    outcome = await workspace.outcome(storage_quota_bytes=held + 2_000_000)
+    assert outcome.error is not None
+    assert outcome.error.code == ErrorCode.QUOTA_EXCEEDED
+    stored = await workspace.stored()
+    assert len(stored) in {1, 2}
+    assert f"{len(stored)} files" in outcome.error.message
+    assert all(len(data) == 900_000 for data in stored.values())
+    # The sandbox and its session go on.
+    assert (await workspace.download()).files_downloaded == 4
+
+
+async def test_a_file_that_changes_while_it_is_read_is_kept_and_named(workspace: Workspace) -> None:
+    await workspace.make(
+        "truncate -s 400M zeros; head -c 30000000 /dev/urandom >zz-grows; head -c 60000000 /dev/urandom >shrinks\n"
+        "(for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0.1; echo more >>zz-grows; "
+        "truncate -s $((60000000 - n * 2900000)) shrinks; done) >/dev/null 2>&1 &"
+    )
+    result = await workspace.download(format="archive", exclude=["zeros"])
+    assert set(result.files_changed) & {"zz-grows", "shrinks"}
+    assert set(await workspace.archive(result)) == {"zz-grows", "shrinks"}
+
+
+async def test_a_second_download_replaces_file_by_file_and_the_archive_as_a_whole(workspace: Workspace) -> None:
+    await workspace.make("echo one >a; echo two >b; mkdir c; echo >c/x")
+    await workspace.download()
+    first = await workspace.download(format="archive")
+    await workspace.make("echo new >a; rm -r b c; echo now a file >c; mkdir b; echo >b/y")
+    second = await workspace.download()
+    assert reasons(second) == {"b/y": "name_not_storable", "c": "name_not_storable"}
+    assert await workspace.stored() == {"a": b"new\n", "b": b"two\n", "c/x": b"\n"}
+    again = await workspace.download(format="archive")
+    assert first.session_path == again.session_path
+    assert sorted(await workspace.archive(again)) == ["a", "b", "b/y", "c"]
+
+
+async def test_names_that_session_storage_takes_for_one_are_stored_once(workspace: Workspace) -> None:
+    await workspace.make(
+        "printf one >\"$(printf 'caf\\303\\251')\"; printf two >\"$(printf 'cafe\\314\\201')\"; ls | wc -l"
+    )
+    result = await workspace.download()
+    assert list(reasons(result).values()) == ["duplicate_name"]
+    assert list(await workspace.stored()) == ["caf\u00e9"]
+
+
+async def test_a_stopped_sandbox_says_that_it_has_to_be_started(provider: ProviderUnderTest) -> None:
+    workspace = Workspace(provider, await provider.created())
+    await provider.stop(workspace.ref)
+    with pytest.raises(ApplicationError) as failure:
+        await workspace.outcome()
+    assert failure.value.type == SandboxSignal.NOT_STARTED
+    await provider.delete(workspace.ref)
+
+
+async def test_nothing_is_left_in_the_sandbox(workspace: Workspace) -> None:
+    await workspace.make("echo one >a")
+    await workspace.download()
+    await workspace.download(format="archive")
+    await workspace.outcome(sandbox_path="/nowhere")
+    assert await workspace.provider.sh(workspace.ref, "ls -A ~/.sandhold/streams") == ""

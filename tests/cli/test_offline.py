@@ -32,6 +32,10 @@ WRONG = [
     ["exec", "demo", "box", "--timeout", "0", "--", "true"],
     ["session", "start", "--policy", "[]"],
     ["session", "list", "--state", "asleep"],
+    ["files", "demo"],
+    ["files", "Not An Id", "ls"],
+    ["files", "demo", "put", "-"],
+    ["files", "demo", "get", "x", "-", "-r"],
 ]
 
 
@@ -63,6 +67,8 @@ async def test_without_temporal_every_command_is_exit_4_and_with_json_one_docume
         ["call", "demo", "daytona_list_sandboxes"],
         ["exec", "demo", "box", "--", "ls", "--json"],
         ["setup"],
+        ["files", "demo", "ls"],
+        ["storage", "clean", "--dry-run"],
     ]
     for arguments in commands:
         plain = await run(*arguments, env=nowhere)
@@ -75,6 +81,9 @@ async def test_settings_that_cannot_be_used_are_named(nowhere: dict[str, str]) -
     ended = await run("session", "list", env={**nowhere, "SANDHOLD_REQUEST_TIMEOUT_S": "soon"})
     assert ended.code == 2
     assert "SANDHOLD_REQUEST_TIMEOUT_S" in ended.err
+    for url in ("s3://key:hush@bucket/x", "s3://bucket?secret=hush", "ftp://bucket/hush", "file:hush", "s3:///hush"):
+        ended = await run("session", "list", env={**nowhere, "SANDHOLD_STORAGE_URL": url})
+        assert (ended.code, "SANDHOLD_STORAGE_URL" in ended.err, "hush" in ended.err) == (2, True, False)
 
 
 async def test_the_doctor_finds_what_is_missing(nowhere: dict[str, str]) -> None:

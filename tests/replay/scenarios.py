@@ -10,6 +10,7 @@ from sandhold.client import Session
 from sandhold.contracts.names import sandbox_workflow_id, session_workflow_id
 from tests.stack import Stack
 from tests.workflows.calls import call_ok, creates, error_of_call, exec_ok
+from tests.workflows.commands import begins, command, rows
 from tests.workflows.waiting import eventually
 
 Scenario = Callable[[Stack], Awaitable[Session]]
@@ -110,7 +111,57 @@ async def submitted(stack: Stack) -> Session:
     return session
 
 
+async def unsure_commands(stack: Stack) -> Session:
+    """Two commands whose requests are given up: one that began and is followed, one that did not and never will."""
+    session = await stack.open()
+    box = await creates(session)
+    refused = {"effect": "status", "status": 401, "body": {"statusCode": 401, "message": "Unauthorized"}}
+    execute = {"method": "POST", "route": "/toolbox/{id}/process/execute"}
+    for effect, skipped in (("answer_lost", 1), ("reset_before", 0)):
+        await stack.faults.add(**execute, effect=effect, times=1)
+        await stack.faults.add(**execute, **refused, skip=skipped, times=1)
+        asked = {"sandbox_id": box, "command": "sleep 1", "background": True}
+        await session.call("daytona_exec", asked, call_id=effect)
+        await command(session, box, "wait", effect)
+    await session.end()
+    return session
+
+
+async def early_and_interrupted_commands(stack: Stack) -> Session:
+    """Commands that are asked about and cancelled before they are on record; one that ends with its sandbox."""
+    session = await stack.open()
+    box = await creates(session)
+    running = begins(session, box, "early", "sleep 60")
+    await eventually(lambda: rows(session, box), bool, "the command in the list")
+    waiting = asyncio.create_task(command(session, box, "wait", "early", wait_ms=2000))
+    await asyncio.sleep(0.5)
+    await command(session, box, "cancel", "early")
+    await asyncio.gather(running, waiting)
+    await begins(session, box, "interrupted", "echo x; sleep 60", background=True)
+    await command(session, box, "read", "interrupted", wait_ms=5000)
+    [held] = await stack.provider_sandboxes(session)
+    await held.stop()
+    await eventually(lambda: stack.status(session, box), lambda seen: seen.state == "stopped", "that it was noticed")
+    start = {"method": "POST", "route": "/api/sandbox/{id}/start"}
+    await stack.faults.add(**start, effect="start_delay", seconds=2.0, times=1)
+    called_off = begins(session, box, "called-off", "true")
+    await eventually(lambda: stack.status(session, box), lambda seen: seen.state == "starting", "the start")
+    await command(session, box, "cancel", "called-off")
+    await called_off
+    await session.end()
+    return session
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (working_day, long_command, many_calls, faulty_provider, cancelled, submitted)
+    for scenario in (
+        working_day,
+        long_command,
+        many_calls,
+        faulty_provider,
+        cancelled,
+        submitted,
+        unsure_commands,
+        early_and_interrupted_commands,
+    )
 }

@@ -6,18 +6,11 @@ import asyncio
 import time
 from typing import Any
 
-from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode
 from tests.stack import Stack
-from tests.workflows.calls import call_ok, creates, error_of_call, exec_ok
+from tests.workflows.calls import creates, error_of_call, exec_ok
+from tests.workflows.commands import command
 from tests.workflows.waiting import eventually
-
-
-async def command(
-    session: Session, box: str, action: str, call_id: str | None = None, **arguments: Any
-) -> dict[str, Any]:
-    named = {} if call_id is None else {"call_id": call_id}
-    return await call_ok(session, "daytona_command", {"sandbox_id": box, "action": action, **named, **arguments})
 
 
 async def test_a_background_command_answers_at_once_and_is_read_by_offset_until_its_end(stack: Stack) -> None:

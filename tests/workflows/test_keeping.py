@@ -19,7 +19,6 @@ from tests.workflows.calls import call_ok, creates, exec_ok
 from tests.workflows.test_endings import WAYS, Way, opened_with_a_timeout
 from tests.workflows.waiting import eventually
 
-
 DOWNLOAD = r"/toolbox/[^/]+/files/.*download.*"
 
 

@@ -1,0 +1,70 @@
+"""The outcomes of commands that were interrupted with their sandbox: session storage holds all there is to tell."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from temporalio import activity
+
+from activities.launcher import CallReport, Captured
+from activities.launcher.request import STDERR_WINDOW_BYTES, STDOUT_WINDOW_BYTES
+from activities.outcomes import progress_of
+from activities.output import exec_result, with_files
+from sandhold.contracts.names import Activity, call_folder
+from sandhold.contracts.steps import (
+    CommandPlace,
+    CommandProgress,
+    SandboxRef,
+    TellInterruptedResult,
+    TellInterruptedStep,
+)
+from sandhold.contracts.tools import OutputDetail
+from sandhold.storage import SegmentReader, SessionStorage, Stream
+
+
+class InterruptionActivities:
+    """Tells of commands whose sandbox does not run any more. Asks nothing of the provider."""
+
+    def __init__(self, storage: SessionStorage) -> None:
+        self._storage = storage
+        self._stored = SegmentReader(storage)
+
+    @activity.defn(name=Activity.TELL_INTERRUPTED)
+    async def tell_interrupted(self, step: TellInterruptedStep) -> TellInterruptedResult:
+        """The outcomes of the commands, with the beginning and the end of what was stored of their output.
+
+        Reads no more of a stream than an answer of the launcher would carry, in memory for one segment. Safe to repeat.
+        """
+        return TellInterruptedResult(ended=[await self._ended(step.ref, place) for place in step.commands])
+
+    async def _ended(self, ref: SandboxRef, place: CommandPlace) -> CommandProgress:
+        report = CallReport(
+            call_folder(place.call_id),
+            "interrupted",
+            stdout=await self._captured(ref, place, "stdout", STDOUT_WINDOW_BYTES),
+            stderr=await self._captured(ref, place, "stderr", STDERR_WINDOW_BYTES),
+        )
+        asked_to_end = place.cancelled is not None
+        result = exec_result(place.call_id, report, cast("OutputDetail", place.output), asked_to_end=asked_to_end)
+        if report.stdout.size or report.stderr.size:
+            result = with_files(result)
+        progress = await progress_of(self._storage, ref.session_id, result)
+        assert progress.outcome is not None
+        # Many commands end together here, and all of them in one message.
+        return progress.model_copy(update={"outcome": progress.outcome.for_ledger()})
+
+    async def _captured(self, ref: SandboxRef, place: CommandPlace, stream: Stream, window: int) -> Captured:
+        """The stream as the launcher would have told it: whole, or the first fifth of the window and the rest from
+        the end."""
+        at = (ref.session_id, place.call_id, stream)
+        size = await self._stored.size(*at)
+        if size <= window:
+            head = await self._stored.read(*at, 0, window)
+            return Captured(len(head), head)
+        head_bytes = window // 5
+        tail_bytes = window - head_bytes
+        return Captured(
+            size,
+            await self._stored.read(*at, 0, head_bytes),
+            await self._stored.read(*at, size - tail_bytes, tail_bytes),
+        )

@@ -1,0 +1,24 @@
+"""What has changed since histories were written that must still replay: asked of `workflow.patched` where it matters.
+
+Only in tasks and handlers of a workflow, never in queries and validators, and as late as can be, so that a run that
+never comes that far notes nothing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Patch(StrEnum):
+    """The names of the changes; they are in histories and stay as they are."""
+
+    UNSURE_COMMANDS = "unsure-commands"
+    """A command that may have been started although its request was given up is put on record and followed."""
+    COMMANDS_FROM_THEIR_CALL = "commands-from-their-call"
+    """A command is known, and can be ended, from the admission of its call on."""
+    TOLD_INTERRUPTIONS = "told-interruptions"
+    """The outcome of a command that was interrupted holds what is stored of its output."""
+    COMMAND_LIMIT = "command-limit"
+    """A sandbox runs at most `COMMANDS_LIMIT` commands."""
+    REPEATED_COMMANDS = "repeated-commands"
+    """A call that the ledger has forgotten and whose command is on record is answered by the record."""
