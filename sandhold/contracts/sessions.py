@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.errors import ErrorCode, ToolError
@@ -88,6 +88,14 @@ class EndedSandbox(Message):
     outcome: SandboxEnding
     saved: SavedWorkspace | None = None
     """What was saved of it, or why nothing was; null where the policy asks for nothing, or there was nothing yet."""
+
+    @model_serializer(mode="wrap")
+    def _document(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Scripts rely on exactly the first two keys where nothing is to be saved."""
+        document: dict[str, Any] = serialize(self)
+        if self.saved is None:
+            del document["saved"]
+        return document
 
 
 class SessionOutcome(Message):

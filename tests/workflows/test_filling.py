@@ -138,7 +138,8 @@ async def test_a_sandbox_that_is_lost_while_it_is_filled_is_a_create_that_failed
     with pytest.raises(ToolFailure) as failure:
         await creating
     assert failure.value.error.code is ErrorCode.SANDBOX_LOST
-    assert await creates(session, sandbox_id="box") == "box"
+    [row] = (await session.end()).sandboxes
+    assert (row.outcome, await stack.provider_sandboxes(session)) == ("deleted", [])
 
 
 async def test_files_are_pushed_into_a_sandbox_also_when_it_was_stopped(stack: Stack, tmp_path: Path) -> None:
