@@ -10,6 +10,7 @@ from pydantic import Field
 from temporalio import activity
 from temporalio.client import Client
 
+from activities.arrivals import Arrivals
 from activities.heartbeats import heartbeats
 from activities.outcomes import arguments_of, failed_outcome, outcome_of
 from activities.provider import ProviderAccess
@@ -48,7 +49,7 @@ class FillingActivities:
     """Brings what session storage holds into sandboxes. What the agent can do something about is an outcome."""
 
     def __init__(self, access: ProviderAccess, storage: SessionStorage, client: Client) -> None:
-        self._streams = SandboxStreams(access)
+        self._arrivals = Arrivals(SandboxStreams(access))
         self._storage = storage
         self._owners = SessionOwners(client, storage, access.deployment)
         self._places = asyncio.Semaphore(TRANSFERS_AT_ONCE)
@@ -72,7 +73,7 @@ class FillingActivities:
             wanted = step.restore_from
             if wanted is not None and progress.restored is None:
                 files = self._storage.files(wanted.session_id or step.ref.session_id)
-                restoring = WorkspaceRestore(self._streams, files, wanted.session_path, WORKSPACE_PATH)
+                restoring = WorkspaceRestore(self._arrivals, files, wanted.session_path, WORKSPACE_PATH)
                 progress.restored = await self._restored(step.ref, step.call_id, wanted, restoring)
             upload = Upload(step.upload_files, progress.settled)
             await self._uploads(step.ref, step.call_id).carry_out(upload)
@@ -109,7 +110,7 @@ class FillingActivities:
             yield progress
 
     def _uploads(self, ref: SandboxRef, call_id: str) -> FileUploads:
-        return FileUploads(self._streams, self._storage.files(ref.session_id), ref, call_id)
+        return FileUploads(self._arrivals, self._storage.files(ref.session_id), ref, call_id)
 
     async def _restored(
         self, ref: SandboxRef, call_id: str, wanted: RestoreFrom, restore: WorkspaceRestore

@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from activities.files import absolute, said_of
-from activities.stream_scripts import STORE
-from activities.streams import SandboxStreams, StreamBroken, StreamEnd
-from activities.workspaces.entries import readable
+from activities.arrivals import Arrivals
+from activities.files import absolute
 from activities.workspaces.restore import WorkspaceRestore
 from sandhold.contracts.base import Message
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
-from sandhold.contracts.names import call_folder
 from sandhold.contracts.session_paths import session_path
 from sandhold.contracts.steps import SandboxRef
 from sandhold.contracts.transfers import FailedUpload, PushFilesResult, UploadFile
@@ -63,8 +60,8 @@ class Upload:
 class FileUploads:
     """Uploads into one sandbox on behalf of one call."""
 
-    def __init__(self, streams: SandboxStreams, files: FileStore, ref: SandboxRef, call_id: str) -> None:
-        self._streams = streams
+    def __init__(self, arrivals: Arrivals, files: FileStore, ref: SandboxRef, call_id: str) -> None:
+        self._arrivals = arrivals
         self._files = files
         self._ref = ref
         self._call_id = call_id
@@ -116,17 +113,11 @@ class FileUploads:
         except ToolFailure as failure:
             if failure.error.code is not ErrorCode.PATH_NOT_FOUND or not await self._files.is_folder(source):
                 raise
-            restore = WorkspaceRestore(self._streams, self._files, source, absolute(file.sandbox_path))
+            restore = WorkspaceRestore(self._arrivals, self._files, source, absolute(file.sandbox_path))
             await restore.run(self._ref, stream_id)
             return Settled(files=restore.report.files, bytes=restore.report.bytes)
-        environment = {
-            "SANDHOLD_PATH": path,
-            "SANDHOLD_SIZE": str(found.size),
-            "SANDHOLD_NAME": call_folder(stream_id),
-        }
         async with aclosing(self._files.read(source)) as pieces:  # type: ignore[type-var]
-            end = await self._streams.write(self._ref, stream_id, STORE, environment, pieces)
-        _check_stored(end, path)
+            await self._arrivals.place(self._ref, stream_id, path, pieces, size=found.size)
         return Settled(files=1, bytes=found.size)
 
 
@@ -134,20 +125,3 @@ def raise_if_storage_is_away(failure: ToolFailure) -> None:
     """Raise what makes Temporal try again, when it was session storage that could not be reached."""
     if failure.error.code is ErrorCode.INTERNAL and failure.error.retryable:
         raise as_application_error(failure.error, non_retryable=False) from failure
-
-
-def _check_stored(end: StreamEnd, path: str) -> None:
-    words = readable(end.said.rpartition(b"\nsandhold-store ")[2]).strip().split(" ", 1)
-    match words:
-        case ["stored"]:
-            return
-        case ["directory"]:
-            raise ToolFailure(ErrorCode.INVALID_ARGUMENTS, f"{path} is a directory", hint="Name the file in it.")
-        case ["special"]:
-            raise ToolFailure(ErrorCode.INVALID_ARGUMENTS, f"{path} is not a regular file but a device, pipe or socket")
-        case ["failed", why]:
-            raise said_of(path, why)
-        case ["damaged"]:
-            raise StreamBroken("the content of the file changed on its way")
-        case _:
-            raise StreamBroken(f"its program ended with {end.exit_code}: {readable(end.said)[-200:]}")

@@ -25,12 +25,8 @@ def _program(*parts: str) -> str:
 PREPARE, SEND, TAKE, RECEIVE, PUT, DROP = (
     _program("common", name) for name in ("prepare", "send", "take", "receive", "put", "drop")
 )
-PACK = _program("pack")
-"""What a stream out of a sandbox runs to bring a directory."""
-STORE = _program("store")
-"""What a stream into a sandbox runs to write a file."""
-UNPACK = _program("unpack")
-"""What a stream into a sandbox runs to unpack a tar archive."""
+PACK, PLACE, UNPACK = _program("pack"), _program("place"), _program("unpack")
+"""What streams run: to bring a directory out, to put a file in its place, to unpack an archive."""
 
 
 @dataclass(frozen=True)

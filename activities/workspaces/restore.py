@@ -8,12 +8,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Protocol
 
-from activities.files import said_of
-from activities.stream_scripts import UNPACK
-from activities.streams import SandboxStreams, StreamBroken, StreamEnd
+from activities.arrivals import Arrivals
 from activities.tar import TarBroken, TarReader
 from activities.workspaces.archive import ArchiveWriter, Uncompressed
-from activities.workspaces.entries import EntryRules, Report, readable
+from activities.workspaces.entries import EntryRules, Report
 from activities.workspaces.objects import folder_as_tar
 from activities.workspaces.packed import STEP_BYTES
 from activities.workspaces.selection import Selection
@@ -28,15 +26,14 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
 _WINDOW_LOG = 27
 """What `zstd` itself lends a stream at most, unless it is asked: 128 MiB, of which a level below 20 needs 8."""
-_TOLD_LINES = 3
 
 
 class WorkspaceRestore:
     """One restore, once. Files of the same names are replaced, and nothing else is touched."""
 
-    def __init__(self, streams: SandboxStreams, files: FileStore, source: str, path: str) -> None:
+    def __init__(self, arrivals: Arrivals, files: FileStore, source: str, path: str) -> None:
         """`source` is an archive or a folder in session storage, `path` an absolute directory in the sandbox."""
-        self._streams = streams
+        self._arrivals = arrivals
         self._files = files
         self._source = source
         self._path = path
@@ -50,8 +47,7 @@ class WorkspaceRestore:
         """
         content = self._archive() if await self._is_archive() else self._folder()
         async with aclosing(content) as pieces:
-            end = await self._streams.write(ref, call_id, UNPACK, {"SANDHOLD_PATH": self._path}, pieces)
-        self._check(end)
+            await self._arrivals.unpack(ref, call_id, self._path, pieces)
 
     async def _is_archive(self) -> bool:
         folder = session_folder(self._source)
@@ -97,27 +93,6 @@ class WorkspaceRestore:
             ) from error
         for each in writer.end():
             yield each
-
-    def _check(self, end: StreamEnd) -> None:
-        """Raise what the end of the program means, unless all is well."""
-        words, _, last = end.said.rpartition(b"\nsandhold-unpack ")
-        match last.decode("utf-8", "backslashreplace").strip().split(" ", 1):
-            case ["unpacked", "0"]:
-                return
-            case ["unpacked", code]:
-                lines = [line for line in readable(words).splitlines() if line.strip()]
-                told = "; ".join(line[:200] for line in lines[:_TOLD_LINES])
-                more = f"; and {len(lines) - _TOLD_LINES} more" if len(lines) > _TOLD_LINES else ""
-                meaning = said_of(self._path, told or f"tar ended with {code}").error
-                raise ToolFailure(
-                    meaning.code,
-                    f"not everything could be unpacked into {self._path}: {told or f'tar ended with {code}'}{more}",
-                    hint=meaning.hint,
-                )
-            case ["failed", why]:
-                raise said_of(self._path, why)
-            case _:
-                raise StreamBroken(f"its program ended with {end.exit_code}: {readable(end.said)[-200:]}")
 
     def _so_far(self) -> str:
         return f"{self.report.files} files were restored before that, and stay." if self.report.files else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationError
 
+from activities import streams as streams_module
 from activities.workspace import WorkspaceActivities
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, SandboxSignal
@@ -20,8 +22,10 @@ from sandhold.contracts.names import WORKSPACE_PATH
 from sandhold.contracts.steps import DownloadStep, SandboxRef
 from sandhold.contracts.workspaces import DownloadWorkspaceResult
 from tests.activities.provider_under_test import ProviderUnderTest
+from tests.local_daytona_faults import FaultPlan
 
 MIB = 1024 * 1024
+DOWNLOAD = {"method": "POST", "route": "/toolbox/{sandbox_id}/files/bulk-download"}
 
 
 @dataclass
@@ -311,15 +315,42 @@ async def test_a_full_quota_is_an_error_and_leaves_nothing_half_written(workspac
     assert (await workspace.download()).files_downloaded == 4
 
 
-async def test_a_file_that_changes_while_it_is_read_is_kept_and_named(workspace: Workspace) -> None:
-    await workspace.make(
-        "truncate -s 400M zeros; head -c 30000000 /dev/urandom >zz-grows; head -c 60000000 /dev/urandom >shrinks\n"
-        "(for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0.1; echo more >>zz-grows; "
-        "truncate -s $((60000000 - n * 2900000)) shrinks; done) >/dev/null 2>&1 &"
-    )
-    result = await workspace.download(format="archive", exclude=["zeros"])
-    assert set(result.files_changed) & {"zz-grows", "shrinks"}
-    assert set(await workspace.archive(result)) == {"zz-grows", "shrinks"}
+async def held_up(
+    workspace: Workspace, faults: FaultPlan, monkeypatch: pytest.MonkeyPatch, meanwhile: str, **arguments: Any
+) -> CallOutcome:
+    """The outcome of a download during which a script runs, while tar waits in the middle of the only file."""
+    monkeypatch.setattr(streams_module, "PART_BYTES", MIB // 4)
+    await faults.add(**DOWNLOAD, effect="delay", seconds=2.0, times=1, sandbox=workspace.ref.provider_id)
+    calling = asyncio.create_task(workspace.outcome(**arguments))
+    await asyncio.sleep(1.0)
+    await workspace.make(meanwhile)
+    return await calling
+
+
+@pytest.mark.parametrize("change", ["truncate -s 5M large", "echo more >>large", "head -c 9M /dev/urandom >large"])
+async def test_a_file_that_changes_while_it_is_read_is_kept_and_named(
+    workspace: Workspace, faults: FaultPlan, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    await workspace.make("head -c 30M /dev/urandom >large")
+    outcome = await held_up(workspace, faults, monkeypatch, change, format="archive")
+    assert outcome.error is None, outcome.error
+    result = DownloadWorkspaceResult.model_validate(outcome.result)
+    assert (result.files_changed, result.changed_count) == (["large"], 1)
+    assert (await workspace.archive(result))["large"].size == 30 * MIB
+
+
+async def test_a_file_that_vanishes_before_it_is_read_is_named(
+    workspace: Workspace, faults: FaultPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await workspace.make("for n in 1 2 3 4 5 6; do head -c 5M /dev/urandom >$n; done")
+    outcome = await held_up(workspace, faults, monkeypatch, "rm 1 2 3 4 5 6")
+    assert outcome.error is None, outcome.error
+    result = DownloadWorkspaceResult.model_validate(outcome.result)
+    stored = await workspace.stored()
+    assert {**reasons(result), **dict.fromkeys(stored, "stored")} == {
+        name: reasons(result).get(name, "stored") for name in "123456"
+    }
+    assert set(reasons(result).values()) == {"vanished"}
 
 
 async def test_a_second_download_replaces_file_by_file_and_the_archive_as_a_whole(workspace: Workspace) -> None:
@@ -359,3 +390,52 @@ async def test_nothing_is_left_in_the_sandbox(workspace: Workspace) -> None:
     await workspace.download(format="archive")
     await workspace.outcome(sandbox_path="/nowhere")
     assert await workspace.provider.sh(workspace.ref, "ls -A ~/.sandhold/streams") == ""
+
+
+@pytest.fixture(scope="session")
+async def bare_sandbox(any_provider: ProviderUnderTest) -> SandboxRef:
+    """A sandbox whose only programs are busybox's: no GNU tar, no zstd, and a tar that can leave nothing out."""
+    ref = await any_provider.created(env={"PATH": f"{WORKSPACE_PATH}/bin"})
+    sandbox = await any_provider.look(ref)
+    assert sandbox is not None
+    made = await sandbox.process.exec("/bin/mkdir bin && /bin/busybox --install -s bin", timeout=60)
+    if made.exit_code != 0:
+        pytest.skip("no busybox here")
+    return ref
+
+
+async def test_busybox_alone_saves_the_same(provider: ProviderUnderTest, bare_sandbox: SandboxRef) -> None:
+    workspace = Workspace(provider, bare_sandbox)
+    await workspace.make(
+        "mkdir -p src node_modules empty .git; echo >node_modules/x; echo >.git/x; echo one >src/a; ln src/a hard\n"
+        "ln -s /etc/passwd link; mkfifo fifo; echo >secret; chmod 0 secret; truncate -s 3M sparse; echo >'new\nline'"
+    )
+    archive = await workspace.download(format="archive")
+    members = await workspace.archive(archive)
+    assert sorted(members) == ["empty", "hard", "link", "new\nline", "sparse", "src", "src/a"]
+    assert {members["hard"].islnk(), members["src/a"].islnk()} == {True, False}
+    assert reasons(archive) == {"fifo": "fifo", "secret": "unreadable"}
+    files = await workspace.download()
+    stored = await workspace.stored()
+    assert sorted(stored) == ["hard", "sparse", "src/a"]
+    assert stored["hard"] == stored["src/a"] == b"one\n"
+    assert stored["sparse"] == bytes(3 * MIB)
+    assert reasons(files) == {
+        "fifo": "fifo",
+        "secret": "unreadable",
+        "link": "symlink",
+        "new\nline": "name_not_storable",
+    }
+    assert await provider.sh(bare_sandbox, "ls -A .sandhold/streams") == ""
+
+
+async def test_a_file_that_busyboxs_tar_gives_up_over_is_told(
+    provider: ProviderUnderTest, bare_sandbox: SandboxRef, faults: FaultPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(provider, bare_sandbox)
+    await workspace.make("head -c 30000000 /dev/urandom >large")
+    error = (await held_up(workspace, faults, monkeypatch, "truncate -s 5000000 large", format="archive")).error
+    assert error is not None
+    assert error.code == ErrorCode.CONFLICT
+    assert "shorter" in error.message
+    assert not [each.path async for each in workspace.files.list() if workspace.name in each.path]
