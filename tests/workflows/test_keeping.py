@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import random
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
+from temporalio.testing import WorkflowEnvironment
 
 from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.names import sandbox_workflow_id
 from sandhold.contracts.transfers import SavedWorkspace
-from tests.stack import Stack
+from tests.local_daytona_server import LocalDaytona
+from tests.stack import Stack, running_stack
 from tests.workflows.calls import call_ok, creates, exec_ok
 from tests.workflows.test_endings import WAYS, Way, opened_with_a_timeout
+from tests.workflows.test_killed_worker import kill, worker_process
 from tests.workflows.waiting import eventually
 
 DOWNLOAD = r"/toolbox/[^/]+/files/.*download.*"
+UPLOAD = r"/toolbox/[^/]+/files/.*upload.*"
 
 
 async def with_work(session: Session, sandbox_id: str) -> None:
@@ -147,3 +153,38 @@ async def test_a_sandbox_whose_workflow_was_terminated_is_saved_by_its_new_owner
     found = await eventually(saved, lambda each: each is not None, "the end of the sandbox")
     assert await work_in(session, found) == "box"
     assert await stack.provider_sandboxes(session) == []
+
+
+async def test_a_worker_that_is_killed_costs_neither_a_save_nor_a_fill(
+    temporal: WorkflowEnvironment, stack_daytona: LocalDaytona, tmp_path: Path
+) -> None:
+    data = random.Random(8).randbytes(20 * 1024 * 1024)
+    async with running_stack(
+        temporal.client, stack_daytona, tmp_path, task_queue="sandhold-killed-transfers", workers=False
+    ) as stack:
+        async with worker_process(stack, tmp_path) as worker:
+            saved, filled = await stack.open(on_end="download"), await stack.open()
+            await with_work(saved, "box")
+            await exec_ok(saved, "box", "head -c 20000000 /dev/urandom >more")
+            await filled.files.write("data", data)
+            await filled.files.write("small", b"small")
+            slow_out = await stack.faults.add(path=DOWNLOAD, effect="delay", seconds=3.0, times=1)
+            slow_in = await stack.faults.add(path=UPLOAD, effect="delay", seconds=3.0, skip=1, times=1)
+            ending = asyncio.create_task(saved.end())
+            creating = asyncio.create_task(
+                filled.create_sandbox(sandbox_id="box", upload_files=[("data", "data"), ("small", "small")])
+            )
+            for rule in (slow_out, slow_in):
+                await eventually(lambda rule=rule: stack.faults.hits(rule), bool, "a transfer under way")  # type: ignore[misc]
+            await kill(worker)
+        async with worker_process(stack, tmp_path):
+            [row] = (await ending).sandboxes
+            created = await creating
+            assert (created.files_uploaded, created.files_failed) == (2, [])
+            seen = await exec_ok(filled, "box", "sha256sum <data; cat small; ls -A .sandhold/streams", output="normal")
+            assert seen["stdout"] == f"{hashlib.sha256(data).hexdigest()}  -\nsmall"
+            assert await work_in(saved, row.saved) == "box"
+            assert [each.path async for each in saved.files.list()] == ["workspaces/box-g1.tar.zst"]
+            await filled.end()
+            for session in (saved, filled):
+                assert await stack.provider_sandboxes(session) == []
