@@ -4,13 +4,12 @@ import sys
 
 if sys.version_info >= (3, 14):
     from compression.zstd import (
-        CompressionParameter,
         DecompressionParameter,
         ZstdCompressor,
         ZstdDecompressor,
         ZstdError,
     )
 else:
-    from backports.zstd import CompressionParameter, DecompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
+    from backports.zstd import DecompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
 
-__all__ = ["CompressionParameter", "DecompressionParameter", "ZstdCompressor", "ZstdDecompressor", "ZstdError"]
+__all__ = ["DecompressionParameter", "ZstdCompressor", "ZstdDecompressor", "ZstdError"]

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
 
 from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
 from activities.workspaces.entries import EntryRules, Report
-from activities.zstd import CompressionParameter, ZstdCompressor
+from activities.zstd import ZstdCompressor
 
 SUFFIX = ".tar.zst"
-_OPTIONS: dict[int, int] = {CompressionParameter.compression_level: 1, CompressionParameter.nb_workers: 1}
-"""Fast, and in a thread beside the one that reads."""
-_GATHERED_BYTES = 128 * 1024
-_ZEROS = memoryview(bytes(_GATHERED_BYTES))
-
-
-class Compressor(Protocol):
-    """What the archive passes through."""
-
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
-
-
-class Uncompressed:
-    """Leaves the archive as it is."""
-
-    def compress(self, data: bytes, /) -> bytes:
-        return data
-
-    def flush(self) -> bytes:
-        return b""
+_LEVEL = 1
+_GATHERED_BYTES = 64 * 1024
+"""Headers and small files are compressed together; what is as large as this by itself."""
+_ZEROS = memoryview(bytes(2 * _GATHERED_BYTES))
 
 
 class ArchiveWriter:
     """A visitor of the sandbox's archive that makes another one of it."""
 
-    def __init__(self, rules: EntryRules, report: Report, compressor: Compressor | None = None) -> None:
-        """By default compressed by zstd."""
+    def __init__(self, rules: EntryRules, report: Report) -> None:
         self._rules = rules
         self._report = report
-        self._compressor = ZstdCompressor(options=_OPTIONS) if compressor is None else compressor
+        self._compressor = ZstdCompressor(_LEVEL)
         self._gathered: list[bytes | memoryview] = []
         self._weight = 0
         self._size = 0
@@ -90,6 +70,10 @@ class ArchiveWriter:
         return self.take()
 
     def _add(self, piece: bytes | memoryview) -> None:
+        if len(piece) >= _GATHERED_BYTES:
+            self._compress()
+            self._store(self._compressor.compress(piece))
+            return
         self._gathered.append(piece)
         self._weight += len(piece)
         if self._weight >= _GATHERED_BYTES:

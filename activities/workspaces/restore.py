@@ -10,10 +10,10 @@ from typing import Protocol
 
 from activities.arrivals import Arrivals
 from activities.tar import TarBroken, TarReader
-from activities.workspaces.archive import ArchiveWriter, Uncompressed
 from activities.workspaces.entries import EntryRules, Report
 from activities.workspaces.objects import folder_as_tar
 from activities.workspaces.packed import STEP_BYTES
+from activities.workspaces.plain import Piece, PlainWriter
 from activities.workspaces.selection import Selection
 from activities.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 from sandhold.contracts.errors import ErrorCode, ToolFailure
@@ -67,11 +67,11 @@ class WorkspaceRestore:
     async def _archive(self) -> AsyncGenerator[bytes]:
         """The archive without compression, made anew of what a workspace can have."""
         rules = EntryRules(Selection(self._path, defaults=()), "archive", _NO_LIMIT, self.report)
-        writer = ArchiveWriter(rules, self.report, Uncompressed())
+        writer = PlainWriter(rules, self.report)
         unpacked = _Unpacked(TarReader(writer))
         steps: Iterator[None]
 
-        def step() -> tuple[bool, list[bytes]]:
+        def step() -> tuple[bool, list[Piece]]:
             more = next(steps, self) is not self
             return more, writer.take()
 
@@ -82,8 +82,8 @@ class WorkspaceRestore:
                     more = True
                     while more:
                         more, out = await asyncio.to_thread(step)
-                        for each in out:
-                            yield each
+                        for piece in _with_zeros(out):
+                            yield piece
             unpacked.close()
         except (TarBroken, ZstdError, zlib.error) as error:
             raise ToolFailure(
@@ -91,11 +91,20 @@ class WorkspaceRestore:
                 f"{self._source} in session storage is damaged, or no archive: {error}",
                 hint=f"It has to be a tar archive, plain or compressed by gzip or zstd. {self._so_far()}",
             ) from error
-        for each in writer.end():
-            yield each
+        for piece in _with_zeros(writer.end()):
+            yield piece
 
     def _so_far(self) -> str:
         return f"{self.report.files} files were restored before that, and stay." if self.report.files else ""
+
+
+def _with_zeros(pieces: list[Piece]) -> Iterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            for start in range(0, piece, STEP_BYTES):
+                yield bytes(min(STEP_BYTES, piece - start))
 
 
 class _Decompressor(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -280,6 +281,18 @@ async def test_what_is_no_archive_is_an_error(place: Place, content: bytes) -> N
     assert missing.error.code is ErrorCode.PATH_NOT_FOUND
 
 
+async def test_files_with_holes_are_restored_as_readers_see_them(place: Place) -> None:
+    await place.sh(
+        f"mkdir {place.name}; truncate -s 300M {place.name}/holes; printf end >>{place.name}/holes\n"
+        f"tar --sparse -cf ~/{place.name}.tar {place.name}; rm -r {place.name}"
+    )
+    archive = base64.b64decode(await place.sh(f"base64 ~/{place.name}.tar"))
+    assert len(archive) < MIB
+    restored = await place.restore(await place.put("sparse.tar", archive))
+    assert (restored.files, restored.bytes, restored.error) == (1, 300 * MIB + 3, None)
+    assert await place.sh("stat -c %s holes; tail -c 3 holes; rm holes") == f"{300 * MIB + 3}\nend"
+
+
 async def test_nothing_of_a_hostile_archive_leaves_the_workspace(place: Place) -> None:
     name = place.name
     archive = tar_of(
@@ -323,7 +336,7 @@ async def test_a_workspace_comes_back_as_it_was_saved(place: Place) -> None:
     assert (restored.error, restored.files) == (None, saved.files)
     assert await place.sh(listing) == before
     refused: SavedWorkspace = await place.provider.run(
-        saving.save_workspace, step.model_copy(update={"file_quota_bytes": 1024})
+        saving.save_workspace, step.model_copy(update={"file_quota_bytes": 256})
     )
     assert refused.error is not None
     assert refused.error.code is ErrorCode.QUOTA_EXCEEDED
