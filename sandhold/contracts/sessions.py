@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.errors import ErrorCode, ToolError
@@ -14,7 +14,7 @@ from sandhold.contracts.names import sandbox_workflow_id
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.sandboxes import LedgerEntry, SandboxEnding, SandboxStatus, ShownSandbox
 from sandhold.contracts.tools import ListSandboxesResult, SandboxRow
-from sandhold.contracts.transfers import SavedWorkspace
+from sandhold.contracts.transfers import SavedWorkspace, ToldWhenSaved
 
 SessionState = Literal["open", "ending", "ended"]
 
@@ -83,19 +83,11 @@ class EndAnswer(Message):
     state: SessionState
 
 
-class EndedSandbox(Message):
+class EndedSandbox(ToldWhenSaved):
     sandbox_id: str
     outcome: SandboxEnding
     saved: SavedWorkspace | None = None
     """What was saved of it, or why nothing was; null where the policy asks for nothing, or there was nothing yet."""
-
-    @model_serializer(mode="wrap")
-    def _document(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Scripts rely on exactly the first two keys where nothing is to be saved."""
-        document: dict[str, Any] = serialize(self)
-        if self.saved is None:
-            del document["saved"]
-        return document
 
 
 class SessionOutcome(Message):

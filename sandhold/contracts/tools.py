@@ -26,6 +26,7 @@ from sandhold.contracts.transfers import (
     RestoredWorkspace,
     RestoreFrom,
     SavedWorkspace,
+    ToldWhenSaved,
     UploadFiles,
 )
 from sandhold.contracts.workspaces import DownloadWorkspaceArguments, DownloadWorkspaceResult
@@ -245,7 +246,7 @@ class ManageSandboxArguments(Strict):
     """`stop` keeps the files and ends all processes; `archive` moves it to cheaper storage; `delete` is final."""
 
 
-class ManageSandboxResult(Message):
+class ManageSandboxResult(ToldWhenSaved):
     sandbox_id: str
     action: Action
     state: str

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from sandhold.contracts.base import Message, Strict
 from sandhold.contracts.errors import ToolError
@@ -112,3 +112,14 @@ class SavedWorkspace(Message):
     report_path: str | None = None
     """Where session storage says which entries those are; null when there are none."""
     error: ToolError | None = None
+
+
+class ToldWhenSaved(Message):
+    """Has a field `saved` that is told only where there is something to tell: scripts rely on the other keys alone."""
+
+    @model_serializer(mode="wrap")
+    def _document(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if document.get("saved") is None:
+            document.pop("saved", None)
+        return document
