@@ -38,8 +38,9 @@ TEST_JOBS ?= 3
 test: setup ## Pass all tests, or some: make test TESTS=tests/storage
 	$(BIN)/python -m pytest $(or $(TESTS),-n $(TEST_JOBS) --dist loadfile)
 
-output-memory: setup ## Follow a command that writes 1 GiB; the follower's memory must grow by less than 64 MiB
-	SANDHOLD_TEST_OUTPUT_BYTES=1073741824 $(BIN)/python -m pytest -s tests/activities/test_following.py -k in_little_memory
+output-memory: setup ## Pass 1 GiB of output through a worker; its memory must grow by less than 64 MiB
+	SANDHOLD_TEST_OUTPUT_BYTES=1073741824 $(BIN)/python -m pytest -s -k in_little_memory \
+		tests/activities/test_following.py tests/supervision/test_worker_memory.py
 
 histories: setup ## Record the main scenarios for the replay tests, once per release: make histories NAME=v2
 	$(BIN)/python -m tests.replay.record $(NAME)
@@ -48,7 +49,7 @@ bench: setup ## Measure what a call costs here: make bench BENCH="--long --json 
 	@exec $(BIN)/python -m bench $(BENCH)
 
 # CHAOS takes further options: make chaos CHAOS="--kind worker --no-fifty"
-chaos: setup ## Kill worker, provider connections and Temporal under running commands: make chaos ROUNDS=20 SEED=1a2b
+chaos: setup ## Break everything under running commands: make chaos ROUNDS=20 SEED=1a2b
 	@exec $(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),100) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 check: setup ## Lint, type-check strictly, check import directions

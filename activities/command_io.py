@@ -127,7 +127,8 @@ class CommandIoActivities:
             left_s = max(0.0, until - time.monotonic())
             order = read_request(wanted, known, wait_s=min(left_s, REQUEST_WAIT_S), budget_bytes=2 * READ_WINDOW_BYTES)
             try:
-                report = only_report(await self._launcher.ask(step.ref, order))
+                # Nothing is concluded about a command that is known to be over.
+                report = only_report(await self._launcher.ask(step.ref, order, sure=step.status == "running"))
             except ApplicationError as error:
                 if error.type in _NOTHING_RUNS:
                     return None

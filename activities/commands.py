@@ -69,12 +69,14 @@ class CommandActivities:
                 if not result.truncated or not (report.stdout.unseen or report.stderr.unseen):
                     return await self._ended(step, report, result)
             running_s = 0.0 if report.began is None else max(0, clock - report.began) / 100
+            started_at = datetime.now(UTC) - timedelta(seconds=running_s)
             place = CommandPlace(
                 call_id=step.call_id,
                 output=arguments.output,
-                started_at=datetime.now(UTC) - timedelta(seconds=running_s),
+                started_at=started_at,
                 background=arguments.background,
                 bounded=timeout_s is not None,
+                deadline_at=None if timeout_s is None else started_at + timedelta(seconds=timeout_s),
             )
             return CommandProgress(call_id=step.call_id, running=place)
 
@@ -124,6 +126,7 @@ class CommandActivities:
                 keep_stdin=arguments.stdin,
                 upload_path=upload_path,
             ),
+            sure=False,  # the sandbox is started then, and the command called again
         )
         if answer.refusal is not None:
             raise start_refused(answer.refusal, script)
@@ -147,7 +150,7 @@ class CommandActivities:
         data = script.text.encode()
         if len(data) <= INLINE_SCRIPT_BYTES:
             return None
-        return await self._launcher.upload(ref, data, "script")
+        return await self._launcher.upload(ref, data, "script", sure=False)
 
     async def _ended(self, step: CommandStep, report: CallReport, result: ExecResult) -> CommandProgress:
         """The outcome of a command that is over and was seen whole; output that the result has not byte for byte is

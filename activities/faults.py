@@ -19,7 +19,7 @@ from daytona import DaytonaError, DaytonaTimeoutError
 from daytona.common.errors import SOURCE_DAEMON
 from temporalio.exceptions import ApplicationError
 
-from sandhold.contracts.errors import ProviderFault, ToolError, from_provider, retry_after_s
+from sandhold.contracts.errors import NOT_RUNNING_WORDS, ProviderFault, ToolError, from_provider, retry_after_s
 
 T = TypeVar("T")
 
@@ -68,7 +68,17 @@ class ProviderError(ApplicationError):
     @property
     def came_from_inside(self) -> bool:
         """Whether the toolbox inside the sandbox answered of its own accord, so that the sandbox runs."""
-        return self.fault.source == SOURCE_DAEMON and (self.fault.status or 0) < 500
+        return self.fault.source == SOURCE_DAEMON and (self.fault.status or 0) < 500 and not self._speaks_of_stopped
+
+    @property
+    def says_not_running(self) -> bool:
+        """Whether the proxy before the toolbox refused because nothing runs behind it: not the 5xx of a bad moment."""
+        return self.fault.status in {400, 404} and not self.came_from_inside
+
+    @property
+    def _speaks_of_stopped(self) -> bool:
+        # Some proxies answer in the name of the toolbox; only the words tell them from it.
+        return re.search(NOT_RUNNING_WORDS, self.fault.message, re.IGNORECASE) is not None
 
 
 async def request(call: Awaitable[T], within_s: float) -> T:

@@ -139,7 +139,7 @@ class FileActivities:
         async def send(sandbox: AsyncSandbox) -> None:
             await sandbox.fs.upload_file(data, path, timeout=math.ceil(limit_s))
 
-        await self._access.toolbox(step.ref, send, limit_s)
+        await self._access.toolbox(step.ref, send, limit_s, sure=False)
         return path
 
     async def _run(self, ref: SandboxRef, script: str, environment: dict[str, str]) -> ScriptAnswer:
@@ -153,7 +153,7 @@ class FileActivities:
                 raise _broken(f"the shell in the sandbox ended with {answer.exit_code}")
             return answer.result
 
-        output = await self._access.toolbox(ref, execute, limit_s + 5)
+        output = await self._access.toolbox(ref, execute, limit_s + 5, sure=False)
         try:
             return parse_answer(output)
         except BrokenAnswer as error:

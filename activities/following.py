@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.commands import TIMEOUT_GRACE_S
 from activities.heartbeats import heartbeats
-from activities.launcher import CallReport, Position, TornAnswer, follow_request, stop_request
+from activities.launcher import UNKILLABLE_S, CallReport, Position, TornAnswer, follow_request, stop_request
 from activities.launcher.access import Launcher, only_report, torn
 from activities.outcomes import progress_of
 from activities.output import exec_result, with_files
@@ -26,13 +30,18 @@ from sandhold.contracts.steps import (
     StoredOutput,
 )
 from sandhold.contracts.tools import OutputDetail
-from sandhold.storage import SegmentWriter, SessionStorage
+from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage
 from sandhold.storage.segments import REWRITE_S, SEGMENT_BYTES
 
 FOLLOW_WAIT_S = 8.0
 """How long one request of a follower waits: short enough for proxies on the way, long enough to cost little."""
 STORED_PER_ATTEMPT_BYTES = 64 * 1024 * 1024
 """After so much a follower returns, so that the workflow knows how far it has come."""
+OVERDUE_S = TIMEOUT_GRACE_S + UNKILLABLE_S + 5.0
+"""How long after its deadline a command is ended from here: its watcher in the sandbox would have done it by then, and
+the clocks of two workers may differ a little."""
+END_AGAIN_S = 60.0
+LISTS_AT_ONCE = 16
 LEAST_ANSWER_BYTES, FIRST_ANSWER_BYTES, MOST_ANSWER_BYTES = 64 * 1024, 1024 * 1024, 4 * 1024 * 1024
 """How much output one answer carries: more while much comes, less after a request that was not answered."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_ASKED_PAUSE_S = 0.1, 5.0, 30.0
@@ -52,26 +61,27 @@ class FollowingActivities:
     def __init__(self, access: ProviderAccess, storage: SessionStorage) -> None:
         self._launcher = Launcher(access)
         self._storage = storage
+        self._stored = SegmentReader(storage)
 
     @activity.defn(name=Activity.FOLLOW_COMMANDS)
     async def follow_commands(self, step: FollowCommandsStep) -> FollowCommandsResult:
         """Store what the commands write until at least one is over; return the outcomes of those that are.
 
         The whole output of a command is in storage before its outcome is told. Returns without an outcome once
-        STORED_PER_ATTEMPT_BYTES were stored. Goes on from the heartbeats of the attempt before, else from the
-        places. Requests that fail are repeated: no fault on the way to the sandbox ends a command or the
-        following. Cancelling this ends nothing but the following. Raises what the provider says about the sandbox
-        itself.
+        STORED_PER_ATTEMPT_BYTES were stored. Goes on from what is known to be in storage: by the places, by the
+        heartbeats of the attempt before, and by storage itself. Requests that fail are repeated: no fault on the way
+        to the sandbox ends a command or the following. A command whose deadline has long passed is ended. Cancelling
+        this ends nothing but the following. Raises what the provider says about the sandbox itself.
         """
-        before = _heartbeat_of_attempt_before()
-        commands = {
-            call_folder(place.call_id): _Followed(self._storage, step.ref, place, before) for place in step.commands
-        }
+        commands = {call_folder(place.call_id): _Followed(self._storage, step.ref, place) for place in step.commands}
+        _take_up_heartbeat(commands.values())
         answer_bytes = FIRST_ANSWER_BYTES
         pause_s = FIRST_PAUSE_S
         async with heartbeats(lambda: {each.call_id: each.stored.model_dump() for each in commands.values()}):
+            await self._take_up_storage(step.ref, commands.values())
             while True:
                 try:
+                    await self._end_overdue(step.ref, commands.values())
                     taken = await self._take_news(step.ref, commands, answer_bytes)
                 except ApplicationError as error:
                     if error.non_retryable:
@@ -90,6 +100,26 @@ class FollowingActivities:
                         ended=[await self._ended(step.ref, each) for each in ended],
                         stored={each.call_id: each.stored for each in commands.values()},
                     )
+
+    async def _take_up_storage(self, ref: SandboxRef, commands: Collection[_Followed]) -> None:
+        """Go on from what lies in storage: a follower that was cut off may have stored more than it has told."""
+        places = asyncio.Semaphore(LISTS_AT_ONCE)
+
+        async def take_up(command: _Followed) -> None:
+            async with places:
+                full = await self._stored.full_bytes(ref.session_id, command.call_id)
+            command.go_on_from(StoredOutput(stdout_bytes=full["stdout"], stderr_bytes=full["stderr"]))
+
+        await asyncio.gather(*map(take_up, commands))
+
+    async def _end_overdue(self, ref: SandboxRef, commands: Collection[_Followed]) -> None:
+        """End the commands that their watchers in the sandbox should have ended long ago: something killed those."""
+        for command in commands:
+            if command.overdue:
+                command.note_ending()
+                activity.logger.warning("ending a command whose time is up", extra={"call_id": command.call_id})
+                order = stop_request(command.call_id, grace_s=TIMEOUT_GRACE_S, reason="timed_out")
+                await self._launcher.ask(ref, order)
 
     async def _take_news(self, ref: SandboxRef, commands: dict[str, _Followed], answer_bytes: int) -> int:
         """One request, and what it tells into storage; how many bytes that were."""
@@ -122,13 +152,15 @@ class FollowingActivities:
     async def _ended(self, ref: SandboxRef, command: _Followed) -> CommandProgress:
         await command.finish()
         assert command.end is not None
-        if command.place.unsure and command.end.state == "ended" and command.end.began is None:
+        if command.place.unsure and command.end.state == "ended" and command.end.ended is None:
             return CommandProgress(
                 call_id=command.call_id, outcome=CallOutcome(error=_NEVER_STARTED), status="cancelled"
             )
         detail = cast("OutputDetail", command.place.output)
         asked_to_end = command.place.cancelled is not None
-        result = exec_result(command.call_id, command.end, detail, asked_to_end=asked_to_end)
+        result = exec_result(
+            command.call_id, command.end, detail, asked_to_end=asked_to_end, time_is_up=command.time_is_up
+        )
         if command.position.stdout or command.position.stderr:
             result = with_files(result, whole=command.whole)
         return await progress_of(self._storage, ref.session_id, result)
@@ -137,21 +169,31 @@ class FollowingActivities:
 class _Followed:
     """One command: what of its output is in storage, and its end."""
 
-    def __init__(
-        self, storage: SessionStorage, ref: SandboxRef, place: CommandPlace, before: dict[str, StoredOutput]
-    ) -> None:
+    def __init__(self, storage: SessionStorage, ref: SandboxRef, place: CommandPlace) -> None:
         self.place = place
         self.call_id = place.call_id
         self.end: CallReport | None = None
-        earlier = before.get(place.call_id, StoredOutput())
+        self.time_is_up = False
+        """Whether we have asked to end it for its deadline."""
+        self._end_again_at = 0.0
+        self._storage, self._ref = storage, ref
+        self._began = StoredOutput()
+        self._begin()
+        self.go_on_from(place.stored)
+
+    def go_on_from(self, stored: StoredOutput) -> None:
+        """Begin at what is stored, where that is further. Only before anything was taken."""
         self._began = StoredOutput(
-            stdout_bytes=_segments(max(place.stored.stdout_bytes, earlier.stdout_bytes)),
-            stderr_bytes=_segments(max(place.stored.stderr_bytes, earlier.stderr_bytes)),
+            stdout_bytes=max(self._began.stdout_bytes, _segments(stored.stdout_bytes)),
+            stderr_bytes=max(self._began.stderr_bytes, _segments(stored.stderr_bytes)),
         )
-        place_of = (storage, ref.session_id, place.call_id)
-        quota = ref.storage_quota_bytes
-        self._stdout = SegmentWriter(*place_of, "stdout", self._began.stdout_bytes, quota=quota)
-        self._stderr = SegmentWriter(*place_of, "stderr", self._began.stderr_bytes, quota=quota)
+        self._begin()
+
+    def _begin(self) -> None:
+        at = (self._storage, self._ref.session_id, self.call_id)
+        quota = self._ref.storage_quota_bytes
+        self._stdout = SegmentWriter(*at, "stdout", self._began.stdout_bytes, quota=quota)
+        self._stderr = SegmentWriter(*at, "stderr", self._began.stderr_bytes, quota=quota)
 
     @property
     def position(self) -> Position:
@@ -181,6 +223,19 @@ class _Followed:
     def whole(self) -> bool:
         """Whether the session's storage had room for all of the output."""
         return self._stdout.whole and self._stderr.whole
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it should have been ended in the sandbox for some time, and is to be ended from here now."""
+        deadline = self.place.deadline_at
+        if deadline is None or self.end is not None or time.monotonic() < self._end_again_at:
+            return False
+        return datetime.now(UTC) > deadline + timedelta(seconds=OVERDUE_S)
+
+    def note_ending(self) -> None:
+        """It is ended for its deadline now; not again before a while."""
+        self.time_is_up = True
+        self._end_again_at = time.monotonic() + END_AGAIN_S
 
     @property
     def unseen(self) -> bool:
@@ -214,12 +269,13 @@ class _Followed:
         await self._stderr.finish()
 
 
-def _heartbeat_of_attempt_before() -> dict[str, StoredOutput]:
-    """How far the attempt before had come, by call id."""
+def _take_up_heartbeat(commands: Iterable[_Followed]) -> None:
+    """Go on from where the attempt before had come."""
     details = activity.info().heartbeat_details
-    if not details or not isinstance(details[0], dict):
-        return {}
-    return {call_id: StoredOutput.model_validate(stored) for call_id, stored in details[0].items()}
+    if details and isinstance(details[0], dict):
+        for command in commands:
+            if command.call_id in details[0]:
+                command.go_on_from(StoredOutput.model_validate(details[0][command.call_id]))
 
 
 def _segments(size: int) -> int:

@@ -19,7 +19,7 @@ from activities.deadlines import time_left_s
 from activities.deletion import delete_until_gone
 from activities.faults import ProviderError, readable, request
 from activities.heartbeats import heartbeats
-from activities.provider import ENDING, STARTED, ProviderAccess, shown, state_of
+from activities.provider import AT_REST, BROKEN, ENDING, STARTED, ProviderAccess, shown, state_of
 from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.names import Activity
 from sandhold.contracts.steps import (
@@ -31,9 +31,6 @@ from sandhold.contracts.steps import (
 )
 from sandhold.settings import Settings
 
-AT_REST = frozenset({"stopped", "archived", "archiving", "paused"})
-"""States that a start leads out of, and in which nothing runs."""
-BROKEN = frozenset({"error", "build_failed"})
 LASTING = AT_REST | BROKEN | ENDING | {STARTED}
 """All other states pass by themselves."""
 

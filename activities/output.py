@@ -72,9 +72,12 @@ class Shown:
     truncated: bool
 
 
-def exec_result(call_id: str, report: CallReport, detail: OutputDetail, *, asked_to_end: bool = False) -> ExecResult:
-    """The result of a command that is over. `asked_to_end` says that somebody has asked to end it."""
-    ended = status_of(report, asked_to_end=asked_to_end)
+def exec_result(
+    call_id: str, report: CallReport, detail: OutputDetail, *, asked_to_end: bool = False, time_is_up: bool = False
+) -> ExecResult:
+    """The result of a command that is over. `asked_to_end` says that somebody has asked to end it, `time_is_up` that
+    its timeout made us."""
+    ended = status_of(report, asked_to_end=asked_to_end, time_is_up=time_is_up)
     failed = ended != "completed" or report.exit_code != 0
     budget = stdout_budget(detail, failed=failed)
     stdout = shown(report.stdout, budget, failed=failed)
@@ -102,8 +105,8 @@ def with_files(result: ExecResult, *, whole: bool = True) -> ExecResult:
     return result.model_copy(update={"output_files": files, "hint": hint})
 
 
-def status_of(report: CallReport, *, asked_to_end: bool = False) -> CommandStatus:
-    """What became of the command. `asked_to_end` says that somebody has asked to end it."""
+def status_of(report: CallReport, *, asked_to_end: bool = False, time_is_up: bool = False) -> CommandStatus:
+    """What became of the command; the arguments are those of `exec_result`."""
     match report.state:
         case "running":
             return "running"
@@ -111,7 +114,8 @@ def status_of(report: CallReport, *, asked_to_end: bool = False) -> CommandStatu
             # One that wrote too much is cancelled, by us.
             return "cancelled" if report.reason == "output_limit" else report.reason or "completed"
         case _:
-            return "cancelled" if asked_to_end else "interrupted"
+            # It could not put its end on record any more.
+            return "cancelled" if asked_to_end else "timed_out" if time_is_up else "interrupted"
 
 
 def window(raw: bytes, limit: int, *, last: bool) -> tuple[str, int]:
@@ -282,6 +286,7 @@ def _marker(left_out: bytes, unseen: int, before: Sequence[bytes]) -> bytes:
 
 
 def _duration_ms(report: CallReport) -> int | None:
+    """From begin to end by the sandbox's own clock; None when its end is not known, as that of an interrupted one."""
     if report.began is None or report.ended is None:
         return None
     return max(0, report.ended - report.began) * 10
@@ -292,7 +297,7 @@ def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDet
     match status:
         case "timed_out":
             hints.append(
-                "The time limit was reached: the command and everything it started were killed. "
+                "The time limit was reached, and the command was ended with everything it started. "
                 "Give a larger timeout, or do less at once."
             )
         case "cancelled" if report.reason == "output_limit":
@@ -310,6 +315,8 @@ def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDet
             )
         case _ if report.exit_code is not None and report.exit_code in _EXIT_HINTS:
             hints.append(_EXIT_HINTS[report.exit_code])
+    if report.left_alive:
+        hints.append("Some of it could not be killed, and may still run.")
     if report.disk_was_full:
         hints.append(
             "The sandbox's disk was full: output of the command, and what it wrote, may be missing. "

@@ -7,6 +7,7 @@ its methods (daytona 0.226.1).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ REMEMBERED_SANDBOXES = 1000
 STARTED = "started"
 DESTROYED = "destroyed"
 ENDING = frozenset({"destroying", DESTROYED})
+AT_REST = frozenset({"stopped", "archived", "archiving", "paused"})
+"""States that a start leads out of, and in which nothing runs."""
+BROKEN = frozenset({"error", "build_failed"})
+
+LOOK_AGAIN_S = 2.0
+"""Between two looks at a sandbox that seems to be at rest."""
 
 
 class _Client(AsyncDaytona):
@@ -172,43 +179,74 @@ class ProviderAccess:
                 raise lost(ref)
             await asyncio.sleep(absence.look_again_s)
 
-    async def sandbox(self, ref: SandboxRef) -> AsyncSandbox:
-        """The running sandbox, without a request when this worker knows it already.
-
-        Raises ApplicationError `SandboxSignal.NOT_STARTED` when it is not running, and `sandbox_lost` when it
-        is confirmed absent. A short activity has no time for that confirmation and says NOT_STARTED: starting
-        the sandbox then confirms.
-        """
-        live = self._live.get(ref.provider_id or "")
-        if live is not None and live.state == STARTED:  # kept up to date by the provider's events
-            self._live.move_to_end(live.id)
-            return live
-        self.forget(ref)
-        sandbox = await self.find(ref)
-        going = sandbox is None or sandbox.state in ENDING
-        if going and time_left_s() > self.absence_confirm_s + self.request_timeout_s:
-            sandbox = await self.find_or_confirm_lost(ref)
-        if sandbox is None or sandbox.state != STARTED:
-            raise not_started(ref, "missing" if sandbox is None else state_of(sandbox))
-        self.remember(sandbox)
-        return sandbox
-
-    async def toolbox(self, ref: SandboxRef, use: Callable[[AsyncSandbox], Awaitable[T]], within_s: float) -> T:
+    async def toolbox(
+        self, ref: SandboxRef, use: Callable[[AsyncSandbox], Awaitable[T]], within_s: float, *, sure: bool = True
+    ) -> T:
         """Make one request to what runs inside the sandbox, for at most `within_s` seconds.
 
-        Costs one provider request while this worker knows the sandbox. Raises as `sandbox` does, and
-        ProviderError for everything else. An answer that did not come from inside the sandbox (seen from the
-        provider's proxy for a stopped one: 400, 404 and an empty 502) makes it look again.
+        Costs one provider request while this worker knows the sandbox. Whatever a read says of the sandbox the request
+        is made: reads are cached, and the answer is the better proof. When nothing inside answers, this raises
+        ApplicationError `SandboxSignal.NOT_STARTED` when the sandbox is at rest, so that nothing runs in it, and
+        `sandbox_lost` when it is confirmed absent; else ProviderError or ApplicationError `provider_unavailable`, to
+        be repeated. NOT_STARTED is certain: besides a read it takes the word of the provider's proxy, or another read
+        `absence_confirm_s` later. With `sure` false a read is enough, for callers that conclude nothing final from it,
+        such as those whose failure makes the workflow start the sandbox.
         """
-        sandbox = await self.sandbox(ref)
+        sandbox = self._known(ref) or await self._looked_up(ref, sure=sure)
+        believed_running = sandbox.state == STARTED
         try:
             return await request(use(sandbox), within_s)
         except ProviderError as error:
-            if error.came_from_inside or error.fault.status is None:
+            if error.came_from_inside or (believed_running and error.fault.status is None):
                 raise
             self.forget(ref)
-            await self.sandbox(ref)
+            await self._explain(ref, error, sure=sure)
             raise
+
+    def _known(self, ref: SandboxRef) -> AsyncSandbox | None:
+        """The running sandbox, if this worker knows it already."""
+        live = self._live.get(ref.provider_id or "")
+        if live is None or live.state != STARTED:  # kept up to date by the provider's events
+            self.forget(ref)
+            return None
+        self._live.move_to_end(live.id)
+        return live
+
+    async def _looked_up(self, ref: SandboxRef, *, sure: bool) -> AsyncSandbox:
+        """The sandbox as a read shows it, in any state that it may come back from.
+
+        Raises as `toolbox` does for one that seems gone. A short activity has no time to confirm that.
+        """
+        sandbox = await self.find(ref)
+        if sandbox is None or sandbox.state in ENDING:
+            if not self._has_time_to_confirm():
+                state = "missing" if sandbox is None else state_of(sandbox)
+                raise unclear(ref, state) if sure else not_started(ref, state)
+            sandbox = await self.find_or_confirm_lost(ref)
+        if sandbox.state == STARTED:
+            self.remember(sandbox)
+        return sandbox
+
+    async def _explain(self, ref: SandboxRef, error: ProviderError, *, sure: bool) -> None:
+        """After a request that nothing inside answered: return when the sandbox runs, else raise as `toolbox` does."""
+        resting_since: float | None = None
+        while (sandbox := await self._looked_up(ref, sure=sure)).state != STARTED:
+            state = state_of(sandbox)
+            if not sure:
+                raise not_started(ref, state) from error
+            if state not in AT_REST | BROKEN:
+                raise unclear(ref, state) from error
+            now = time.monotonic()
+            resting_since = now if resting_since is None else resting_since
+            left_s = resting_since + self.absence_confirm_s - now
+            if error.says_not_running or left_s <= 0:
+                raise not_started(ref, state) from error
+            if not self._has_time_to_confirm(left_s):
+                raise unclear(ref, state) from error
+            await asyncio.sleep(min(left_s, LOOK_AGAIN_S))
+
+    def _has_time_to_confirm(self, confirm_s: float | None = None) -> bool:
+        return time_left_s() > (self.absence_confirm_s if confirm_s is None else confirm_s) + self.request_timeout_s
 
     def remember(self, sandbox: AsyncSandbox) -> None:
         """Keep a running sandbox at hand for the calls that follow."""
@@ -240,6 +278,19 @@ def lost(ref: SandboxRef) -> ApplicationError:
             message=f"the sandbox {ref.sandbox_id} no longer exists at the provider; its files are gone",
             hint="Create a new sandbox and do the work again.",
         )
+    )
+
+
+def unclear(ref: SandboxRef, state: str) -> ApplicationError:
+    """The failure for a sandbox of which it is not certain that nothing runs in it: to be asked again."""
+    return as_application_error(
+        ToolError(
+            code=ErrorCode.PROVIDER_UNAVAILABLE,
+            message=f"the sandbox {ref.sandbox_id} does not answer; the provider says that it is {state}",
+            retryable=True,
+            ambiguous=True,
+        ),
+        non_retryable=False,
     )
 
 

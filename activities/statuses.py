@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from sandhold.contracts.names import STATUS_QUERY, Activity
+from sandhold.contracts.names import QUERY_TOO_EARLY, STATUS_QUERY, Activity
 from sandhold.contracts.sandboxes import SandboxStatus
 from sandhold.contracts.sessions import SandboxStatuses
 from sandhold.contracts.steps import SandboxStatusesStep
 
 _AT_ONCE = 10
+_ASK_AGAIN_S = 0.2
 
 
 class StatusActivities:
@@ -38,13 +39,22 @@ class StatusActivities:
         left = activity.info().start_to_close_timeout or activity.info().schedule_to_close_timeout
         try:
             async with asyncio.timeout(left.total_seconds() * 0.8 if left else None):
-                status: SandboxStatus = await self._client.get_workflow_handle(workflow_id).query(
-                    STATUS_QUERY, result_type=SandboxStatus
-                )
-                return status
+                return await self._status(workflow_id)
         except RPCError as error:
             if error.status in {RPCStatusCode.NOT_FOUND, RPCStatusCode.DEADLINE_EXCEEDED}:
                 return None
             raise
         except TimeoutError:
             return None
+
+    async def _status(self, workflow_id: str) -> SandboxStatus:
+        while True:
+            try:
+                status: SandboxStatus = await self._client.get_workflow_handle(workflow_id).query(
+                    STATUS_QUERY, result_type=SandboxStatus
+                )
+                return status
+            except WorkflowQueryFailedError as failure:
+                if failure.message != QUERY_TOO_EARLY:
+                    raise
+                await asyncio.sleep(_ASK_AGAIN_S)

@@ -13,10 +13,10 @@ import dataclasses
 import math
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from daytona import AsyncSandbox
 from temporalio import activity
@@ -327,7 +327,7 @@ class _Requests:
             "SANDHOLD_PARTS": str(PARTS),
             "SANDHOLD_LEAST_BYTES": str(LEAST_PART_BYTES),
         }
-        return await self._ask(ref, PREPARE, environment)
+        return await self._ask(ref, PREPARE, environment, sure=False)  # the sandbox is started then, and this repeated
 
     async def drop(self, ref: SandboxRef, paths: list[str]) -> None:
         await self._ask(ref, DROP, {"SANDHOLD_SPOOL": "\n".join(paths)})
@@ -374,19 +374,17 @@ class _Requests:
         return spool.end
 
     async def download(self, spool: _Spool, name: str) -> AsyncIterator[bytes]:
-        """The bytes of a file of the spool. Raises ProviderError, and StreamBroken when it has gone."""
-        sandbox = await self._access.sandbox(spool.ref)
+        """The bytes of a file of the spool. Raises as `ProviderAccess.toolbox`, and StreamBroken when it has gone."""
         path = f"{spool.path}/{name}"
         try:
-            pieces = await request(sandbox.fs.download_file_stream(path), STALLED_S)
-            async with aclosing(pieces):  # type: ignore[type-var]
-                while (piece := await request(anext(pieces, None), STALLED_S)) is not None:
+            pieces, piece = await self._access.toolbox(spool.ref, lambda sandbox: _opened(sandbox, path), STALLED_S)
+            async with aclosing(pieces):
+                while piece is not None:
                     yield piece
+                    piece = await request(anext(pieces, None), STALLED_S)
         except ProviderError as error:
             if error.error.code is ErrorCode.PATH_NOT_FOUND:
                 raise StreamBroken(f"{name} has gone") from error
-            # Whether the sandbox still runs is asked before the next try.
-            self._access.forget(spool.ref)
             raise
 
     async def _news(self, spool: _Spool, script: str, environment: Mapping[str, str]) -> Told:
@@ -414,9 +412,9 @@ class _Requests:
                 )
 
     async def _ask(
-        self, ref: SandboxRef, script: str, environment: Mapping[str, str], wait_s: float = 0.0
+        self, ref: SandboxRef, script: str, environment: Mapping[str, str], wait_s: float = 0.0, *, sure: bool = True
     ) -> list[Told]:
-        """Make one request; what it tells, at least one line."""
+        """Make one request; what it tells, at least one line. `sure` is as for `ProviderAccess.toolbox`."""
         nonce = secrets.token_hex(8)
         variables = {"SANDHOLD_SCRIPT": script, "SANDHOLD_NONCE": nonce, **environment}
         within_s = wait_s + REQUEST_MARGIN_S
@@ -424,7 +422,7 @@ class _Requests:
         async def execute(sandbox: AsyncSandbox) -> str:
             return (await sandbox.process.exec(COMMAND, "/", variables, math.ceil(within_s))).result
 
-        output = await self._access.toolbox(ref, execute, min(within_s, max(1.0, time_left_s())))
+        output = await self._access.toolbox(ref, execute, min(within_s, max(1.0, time_left_s())), sure=sure)
         answer = list(told(nonce, output))
         if not answer:
             raise as_application_error(
@@ -436,6 +434,16 @@ class _Requests:
                 non_retryable=False,
             )
         return answer
+
+
+async def _opened(sandbox: AsyncSandbox, path: str) -> tuple[AsyncGenerator[bytes], bytes | None]:
+    """The download of a file, and its first piece: it is answered by then."""
+    pieces = cast("AsyncGenerator[bytes]", await sandbox.fs.download_file_stream(path))
+    try:
+        return pieces, await anext(pieces, None)
+    except BaseException:
+        await pieces.aclose()
+        raise
 
 
 async def again_and_again(attempt: Callable[[], Awaitable[T]]) -> T:

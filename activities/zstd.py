@@ -3,12 +3,7 @@
 import sys
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import (
-        DecompressionParameter,
-        ZstdCompressor,
-        ZstdDecompressor,
-        ZstdError,
-    )
+    from compression.zstd import DecompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
 else:
     from backports.zstd import DecompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
 

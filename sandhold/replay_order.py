@@ -1,12 +1,13 @@
 """Running workflows so that another worker can replay them, whatever was asked in between.
 
-A worker that does not know a workflow yet may get a query about it before its next workflow task. It then applies
-what has happened since the last completed task, a timer that fired for example, to answer from the latest state, and
-keeps the workflow in that state. When the task itself comes with an update, a signal or further events, these are
-applied after the timer; but a worker that replays the history later applies all of them together, updates and signals
-first. Commands then come in another order than they are recorded in, every further task fails with
-`NonDeterministicError`, and the workflow is stuck for good (temporalio 1.35.0: seen after a worker was killed, in
-about one of thirty kills under load).
+A query may reach a worker together with events that came after the last completed workflow task: it waited behind
+others while they came in, or the worker did not know the workflow yet. The worker would apply these events to answer
+from the latest state, and keep the workflow in that state. When the task itself comes, with an update, a signal or
+further events, these would be applied after them; but a worker that replays the history later applies all together,
+updates and signals first, and at the time of the task. Commands would then come in another order than they are
+recorded in, every further task would fail with `NonDeterministicError`, and the workflow would be stuck for good
+(temporalio 1.35.0, sdk-python#1591; seen in one of four runs of fifty commands at once on a busy machine, and in about
+one of thirty kills of a worker). So such a query is refused, and asked again by our clients.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from temporalio.converter import SerializationContext, StorageDriverStoreContext
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 from temporalio.worker._command_aware_visitor import CommandInfo
 
+from sandhold.contracts.names import QUERY_TOO_EARLY
+
 _NO_EVENTS = frozenset({"query_workflow", "remove_from_cache"})
 
 
 class ReplayableRunner(WorkflowRunner):
-    """Lets `inner` run the workflows; one that a query has brought ahead of its task is run from its beginning again.
+    """Lets `inner` run the workflows, and refuses queries that would bring one ahead of its task.
 
-    That costs one failed workflow task, which the server repeats at once with all that it carried.
+    Such a query fails with QUERY_TOO_EARLY, and the worker runs the workflow from its beginning for the next request.
     """
 
     def __init__(self, inner: WorkflowRunner) -> None:
@@ -47,19 +50,17 @@ class _Replayable(WorkflowInstance):
 
     def __init__(self, inner: WorkflowInstance) -> None:
         self._inner = inner
-        self._was_replaying = False
         self._task_started_at: tuple[int, int] | None = None
-        self._ahead = False
+        self._events = 0
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
         if any(job.WhichOneof("variant") not in _NO_EVENTS for job in act.jobs):
-            if self._ahead:
-                return _to_be_replayed(act)
-            # A workflow task brings the time at which it was started. What follows a replay without one is for a query.
+            # A workflow task brings the time at which it was started: further events without one are for a query.
             started_at = (act.timestamp.seconds, act.timestamp.nanos)
-            self._ahead = self._was_replaying and not act.is_replaying and started_at == self._task_started_at
-            self._was_replaying = act.is_replaying
+            if not act.is_replaying and started_at == self._task_started_at and act.history_length > self._events:
+                return _too_early(act)
             self._task_started_at = started_at
+            self._events = act.history_length
         return self._inner.activate(act)
 
     def get_serialization_context(self, command_info: CommandInfo | None) -> SerializationContext | None:
@@ -75,8 +76,8 @@ class _Replayable(WorkflowInstance):
         return self._inner.get_thread_id()
 
 
-def _to_be_replayed(act: WorkflowActivation) -> WorkflowActivationCompletion:
-    """The answer that makes the worker forget the workflow, and the server send its whole history."""
+def _too_early(act: WorkflowActivation) -> WorkflowActivationCompletion:
+    """The answer that fails the query and makes the worker forget the workflow, which is ahead in the SDK's core."""
     completion = WorkflowActivationCompletion(run_id=act.run_id)
-    completion.failed.failure.message = "a query had brought the workflow ahead of this task; it is replayed"
+    completion.failed.failure.message = QUERY_TOO_EARLY
     return completion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 from daytona import AsyncDaytona
 from pydantic import SecretStr
-from temporalio.client import Client, WorkflowHistory
+from temporalio.client import Client, WorkflowHistory, WorkflowQueryFailedError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Replayer
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -23,6 +24,7 @@ from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import (
     CLEAN_STORAGE_WORKFLOW,
     DEPLOYMENT_LABEL,
+    QUERY_TOO_EARLY,
     SANDBOX_WORKFLOW,
     SESSION_LABEL,
     SESSION_WORKFLOW,
@@ -94,7 +96,13 @@ class Stack:
     async def status(self, session: Session, sandbox_id: str) -> SandboxStatus:
         """The sandbox workflow's own word."""
         handle = self.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, sandbox_id))
-        return await handle.query(STATUS_QUERY, result_type=SandboxStatus)
+        while True:
+            try:
+                return await handle.query(STATUS_QUERY, result_type=SandboxStatus)
+            except WorkflowQueryFailedError as failure:
+                if failure.message != QUERY_TOO_EARLY:
+                    raise
+                await asyncio.sleep(0.1)
 
 
 def environment_of(stack: Stack, data_dir: Path) -> Mapping[str, str]:

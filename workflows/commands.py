@@ -41,6 +41,8 @@ FOLLOWERS_LIMIT = 3
 """Followers at work at once; a further one takes over the commands of all."""
 _GATHER_S = 0.1
 """Commands that come within this time of each other share a follower."""
+_DEADLINE_TRUST = timedelta(minutes=5)
+"""How long after its deadline a command still counts as use: it should have ended, or been ended, long before."""
 _AGAIN_FIRST_S, _AGAIN_MOST_S = 5.0, 300.0
 """Pauses after a follower has failed; each is twice the one before."""
 
@@ -105,17 +107,27 @@ class Commands:
         record = self._records.get(call_id)
         if record is None:
             return None
-        return CommandState(**row_of(record).model_dump(), output_files=output_files(call_id), outcome=record.outcome)
+        state = CommandState(**row_of(record).model_dump(), output_files=output_files(call_id), outcome=record.outcome)
+        if record.outcome is None and not record.place.bounded:
+            state.use_s = self._start.policy.background_use_s
+            state.use_ends_at = record.read_at + timedelta(seconds=state.use_s)
+        return state
 
     @property
     def bounded_run(self) -> bool:
-        """Whether a command with a timeout runs: that is use of the sandbox, however long it takes."""
-        return any(record.place.bounded for record in self.running())
+        """Whether a command runs that has a timeout which nobody knows: that is use of the sandbox while it runs."""
+        return any(record.place.bounded and record.place.deadline_at is None for record in self.running())
 
     def used_until(self) -> datetime | None:
-        """When commands without a timeout stop to count as use of the sandbox."""
-        held = timedelta(seconds=self._start.policy.background_use_s)
-        return max((record.read_at + held for record in self.running() if not record.place.bounded), default=None)
+        """When the commands whose use of the sandbox has a known end stop to count as such."""
+        return max(filter(None, map(self._use_ends_at, self.running())), default=None)
+
+    def _use_ends_at(self, record: CommandRecord) -> datetime | None:
+        if record.place.deadline_at is not None:
+            return record.place.deadline_at + _DEADLINE_TRUST
+        if record.place.bounded:
+            return None
+        return record.read_at + timedelta(seconds=self._start.policy.background_use_s)
 
     # What becomes of them.
 

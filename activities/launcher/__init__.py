@@ -3,6 +3,7 @@
 from activities.launcher.answer import Answer, CallReport, Captured, Refusal, Slice, TornAnswer, parse_answer
 from activities.launcher.request import (
     INLINE_SCRIPT_BYTES,
+    UNKILLABLE_S,
     LauncherRequest,
     Position,
     Script,
@@ -18,6 +19,7 @@ from activities.launcher.request import (
 
 __all__ = [
     "INLINE_SCRIPT_BYTES",
+    "UNKILLABLE_S",
     "Answer",
     "CallReport",
     "Captured",

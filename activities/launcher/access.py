@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.deadlines import time_left_s
 from activities.launcher.answer import Answer, CallReport, TornAnswer, parse_answer
-from activities.launcher.request import LauncherRequest
+from activities.launcher.request import UPLOADS, LauncherRequest
 from activities.provider import ProviderAccess
 from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.steps import SandboxRef
@@ -28,10 +28,10 @@ class Launcher:
     def __init__(self, access: ProviderAccess) -> None:
         self._access = access
 
-    async def ask(self, ref: SandboxRef, order: LauncherRequest, *, answer_bytes: int = 0) -> Answer:
+    async def ask(self, ref: SandboxRef, order: LauncherRequest, *, answer_bytes: int = 0, sure: bool = True) -> Answer:
         """Make one request. Raises ApplicationError, to be repeated unless it says otherwise.
 
-        `answer_bytes` is the most that the answer may carry.
+        `answer_bytes` is the most that the answer may carry; `sure` is about NOT_STARTED, see `ProviderAccess.toolbox`.
         """
         within_s = order.wait_s + LAUNCHER_MARGIN_S + answer_bytes / SLOWEST_BYTES_PER_S
         response = await self._access.toolbox(
@@ -39,17 +39,21 @@ class Launcher:
             # In the root, as a command may have removed the directory that requests run in by default.
             lambda sandbox: sandbox.process.exec(order.command, "/", order.env, math.ceil(within_s)),
             min(within_s, max(1.0, time_left_s())),
+            sure=sure,
         )
         try:
             return parse_answer(order.nonce, response.result)
         except TornAnswer as error:
             raise torn(str(error)) from error
 
-    async def upload(self, ref: SandboxRef, data: bytes, what: str) -> str:
-        """Send what is too large for a request; where it is now. The request that names the place removes it."""
-        path = f"/tmp/sandhold-{what}-{secrets.token_hex(8)}"  # noqa: S108 - the launcher moves it from there
+    async def upload(self, ref: SandboxRef, data: bytes, what: str, *, sure: bool = True) -> str:
+        """Send what is too large for a request; where it is now.
+
+        The request that names the place removes it; `clean` does when that request never came.
+        """
+        path = f"{UPLOADS}{what}-{secrets.token_hex(8)}"
         within_s = min(self._access.request_timeout_s, max(1.0, time_left_s() - ANSWER_MARGIN_S))
-        await self._access.toolbox(ref, lambda sandbox: sandbox.fs.upload_file(data, path), within_s)
+        await self._access.toolbox(ref, lambda sandbox: sandbox.fs.upload_file(data, path), within_s, sure=sure)
         return path
 
 

@@ -70,6 +70,8 @@ class CallReport:
     stdout_slice: Slice | None = None
     """What a request that knows a part of the output is told beyond that."""
     stderr_slice: Slice | None = None
+    left_alive: bool = False
+    """Whether something of it could not be killed when it was ended, and may still run."""
     disk_was_full: bool = False
     """Whether nothing could be written when the command began or ended: then output may be missing."""
 
@@ -154,7 +156,7 @@ def _report(words: list[str]) -> CallReport:
     folder, state, code, began, ended, told, fingerprint = words
     if state not in _STATES:
         raise ValueError(f"state {state} is unknown")
-    reason, _, cap = told.partition(":")
+    reason, *more = told.split(":")
     return CallReport(
         folder=folder,
         state=cast("State", state),
@@ -162,7 +164,8 @@ def _report(words: list[str]) -> CallReport:
         began=_number(began),
         ended=_number(ended),
         reason=cast("Reason", reason) if reason in _REASONS else None,
-        cap_bytes=_number(cap),
+        cap_bytes=_number(more[0]) if more else None,
+        left_alive="alive" in more,
         fingerprint=None if fingerprint == "-" else fingerprint,
     )
 

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from sandhold.contracts.names import call_folder
 
@@ -21,10 +22,17 @@ STDOUT_WINDOW_BYTES = 64 * 1024
 """The most of stdout that an answer carries for the caller: the largest budget that can be asked for."""
 STDERR_WINDOW_BYTES = 16 * 1024
 
+UPLOADS = "/tmp/sandhold-upload-"  # noqa: S108 - the request that names one moves it from there
+"""How the paths begin to which what is too large for a request is uploaded."""
+UNFETCHED_MINUTES = 60
+"""How old an upload is for which no request will come: its activity was given up long before."""
+
 KEPT_CALLS = 200
 KEPT_MINUTES = 24 * 60
-TOMBSTONE_MINUTES = 7 * 24 * 60
-"""How many of the calls that are over keep their folder, how long, and how long it is remembered that they ran."""
+"""How many of the calls that are over keep their folder, and how long. That they ran is never forgotten."""
+
+UNKILLABLE_S = 8.0
+"""How long the launcher may try to end a command beyond its grace, before it publishes the end all the same."""
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "start": ("state", "ending", "running", "waiting", "request"),
@@ -136,9 +144,14 @@ def read_request(wanted: Position, known: Position, *, wait_s: float, budget_byt
     return _request("read", words, wait_s)
 
 
-def stop_request(call_id: str, *, grace_s: float) -> LauncherRequest:
-    """End the command: TERM, grace, KILL. One that was never started will not start later."""
-    return _request("stop", [call_folder(call_id), _hundredths(grace_s)], grace_s)
+def stop_request(
+    call_id: str, *, grace_s: float, reason: Literal["cancelled", "timed_out"] = "cancelled"
+) -> LauncherRequest:
+    """End the command: TERM, grace, KILL. One that was never started will not start later.
+
+    The answer tells of its end, also when something of it could not be killed.
+    """
+    return _request("stop", [call_folder(call_id), _hundredths(grace_s), reason], grace_s + UNKILLABLE_S)
 
 
 def inline_input(data: bytes) -> str | None:
@@ -165,9 +178,9 @@ def signal_request(sender: str, call_id: str, signal: str) -> LauncherRequest:
     return _request("signal", [call_folder(call_id), call_folder(sender), signal], 2.0)
 
 
-def clean_request(keep: Sequence[str]) -> LauncherRequest:
-    """Remove the folders of old calls, but for those of the call ids in `keep`."""
-    words = [str(KEPT_CALLS), str(KEPT_MINUTES), str(TOMBSTONE_MINUTES), *map(call_folder, keep)]
+def clean_request(keep: Sequence[str], *, uploads: str = UPLOADS) -> LauncherRequest:
+    """Remove the folders of old calls, but for those of the call ids in `keep`, and old files at `uploads`."""
+    words = [str(KEPT_CALLS), str(KEPT_MINUTES), str(UNFETCHED_MINUTES), uploads, *map(call_folder, keep)]
     return _request("clean", words, 20.0)
 
 

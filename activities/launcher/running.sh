@@ -12,8 +12,10 @@ sd_own() {
         [ "$SANDHOLD_UPLOAD" ] && rm -f "$sd_script"
         exit 0
     fi
-    sd_began=$sd_born sd_starter=$sd_parent
-    printf '%s\n' "$sd_hash" >"$sd_folder/lock"
+    sd_starter=$sd_parent
+    sd_clock
+    sd_began=$sd_now
+    sd_fill_lock
     sd_look_for_room
     if [ "$SANDHOLD_UPLOAD" ]; then
         set -- "$sd_script"
@@ -45,7 +47,7 @@ sd_own() {
     sd_is_ending && sd_sweep "$sd_left"
     sd_look_for_room
     sd_clock
-    sd_publish "$sd_code.$sd_began.$sd_now.$sd_reason"
+    sd_publish "$sd_code.$sd_began.$sd_now.$sd_reason" 600
     trap '' PIPE
     echo done >&7
     kill "$sd_watcher" $sd_feeder
@@ -90,22 +92,12 @@ sd_sweep() {
     while sd_find_marked "SANDHOLD_CALL=$sd_call/"; do
         sd_clock
         if [ "$sd_now" -ge "$sd_until" ]; then
-            sd_signal KILL || break
+            if ! sd_signal KILL || [ "$sd_now" -ge $((sd_until + sd_patience)) ]; then
+                sd_is_alive && sd_reason=$sd_reason:alive
+                return
+            fi
         fi
         sd_sleep 5
-    done
-}
-
-# Publishes how the command ended, also when it removed its own folder: else a late retry would run it again.
-sd_publish() {
-    sd_tries=0
-    until printf '' >"$sd_folder/ended.$1"; do
-        [ $((sd_tries += 1)) -gt 600 ] && break
-        [ -d "$sd_folder" ] || { mkdir -p "$sd_folder" && printf '%s\n' "$sd_hash" >"$sd_folder/lock" && continue; }
-        sleep 1
-    done
-    for sd_bell in "$sd_home"/bells/*; do
-        [ -p "$sd_bell" ] && echo 1<>"$sd_bell"
     done
 }
 

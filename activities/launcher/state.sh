@@ -4,14 +4,15 @@
 # It is sent with every request and run by a POSIX sh inside the sandbox; `request.py` says which parts make up
 # the program of a request, how it is called, and reads its answer. Each call has a folder below ~/.sandhold/calls:
 #
-#   lock                      made exclusively by the one process that runs the command; holds the script's hash
+#   lock                      made exclusively by the one process that runs the command; holds the script's hash and
+#                             when it began
 #   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
 #   stdout stderr             what the command wrote, byte for byte
 #   script.PID                the script, when it is too large for a variable
 #   stdin bell input/         of a command whose standard input is kept open: see input.sh
 #   signalled.CALL            the call that sent a signal; made before it is sent
 #   ending.REASON.GRACE       somebody ends the command: timed_out, output_limit:BYTES or cancelled
-#   ended.CODE.BORN.ENDED.REASON   how it ended
+#   ended.CODE.BEGAN.ENDED.REASON  how it ended; REASON ends in `:alive` when something of it could not be killed
 #   room                      empty; written to when there is a need to know whether anything can be
 #   full                      it could not be, so output may be missing
 #
@@ -84,18 +85,25 @@ sd_find_marked() {
     [ "$sd_marked" ]
 }
 
+# Sets sd_leader to the process that leads the command's group: the child of its owner that has left the owner's
+# session. Before that its group is the owner's.
+sd_find_command() {
+    sd_children= sd_leader=
+    # Without a newline at its end, so that read fails.
+    sd_owner_lives && read -r sd_children <"/proc/$sd_owner/task/$sd_owner/children"
+    for sd_pid in $sd_children; do
+        sd_process "$sd_pid" && [ "$sd_session" = "$sd_pid" ] && [ "$sd_status" != Z ] && sd_leader=$sd_pid
+    done
+    [ "$sd_leader" ]
+}
+
 # Sends the signal $1 to everything that belongs to the call sd_call: the command's process group, found as the
 # owner's child, and the groups of whatever carries the mark. Once to each: many programs take a second TERM for
 # impatience. Fails when there was nothing to signal.
 sd_signal() {
     sd_groups=" "
     sd_hit=
-    if sd_owner_lives && read -r sd_children <"/proc/$sd_owner/task/$sd_owner/children"; then
-        for sd_pid in $sd_children; do
-            # Only a child that has left the owner's session is the command; before that its group is the owner's.
-            sd_process "$sd_pid" && [ "$sd_session" = "$sd_pid" ] && sd_signal_group "$1" "$sd_pid"
-        done
-    fi
+    sd_find_command && sd_signal_group "$1" "$sd_leader"
     sd_find_marked "SANDHOLD_CALL=$sd_call/"
     for sd_pid in $sd_marked; do
         sd_process "$sd_pid" || continue
@@ -116,8 +124,8 @@ sd_signal_group() {
 
 # ---- The state of a call
 
-# Sets sd_state to ended (with sd_code sd_began sd_ended sd_reason), running (with sd_began), interrupted (it was
-# started, has no end, and nothing runs it), cleaned (it is over, and its folder was removed) or absent.
+# Sets sd_state to ended (with sd_code sd_began sd_ended sd_reason), running, interrupted (it was started, has no end,
+# and nothing runs it), cleaned (it is over, and its folder was removed) or absent.
 sd_look() {
     sd_call=$1
     sd_folder=$sd_home/calls/$1
@@ -126,7 +134,7 @@ sd_look() {
     if [ ! -e "$sd_folder/lock" ]; then
         sd_state=absent
     elif sd_owner_lives; then
-        sd_state=running sd_began=$sd_born
+        sd_state=running
         return
     elif sd_has_ended; then # it may have ended between the two looks
         return
@@ -160,8 +168,10 @@ sd_has_ended() {
 # Tells the state of the call sd_look has looked at.
 sd_tell_state() {
     [ "$sd_state" = interrupted ] && sd_signal KILL # what it started has nobody else left to end it
-    sd_hash=-
-    read -r sd_hash sd_rest <"$sd_folder/lock"
+    sd_hash= sd_from=
+    read -r sd_hash sd_from sd_rest <"$sd_folder/lock"
+    # By the clock that tells the end: a time of birth may be by another, where a container has an uptime of its own.
+    [ "$sd_began" = - ] && sd_began=${sd_from:--}
     echo "@call $sd_call $sd_state $sd_code $sd_began $sd_ended $sd_reason ${sd_hash:--}"
 }
 
@@ -218,4 +228,15 @@ sd_take_lock() {
     sd_code=$?
     set +C
     return $sd_code
+}
+
+# Writes into the lock of the call sd_call, which this process took or has to make again.
+sd_fill_lock() {
+    printf '%s %s\n' "$sd_hash" "$sd_began" >"$sd_folder/lock"
+}
+
+# Keeps the call sd_call from being run again, without its folder.
+sd_remember() {
+    [ -d "$sd_home/calls/.done" ] || mkdir -p "$sd_home/calls/.done"
+    printf '' >"$sd_home/calls/.done/$sd_call"
 }

@@ -58,16 +58,25 @@ ss_keep() {
     cat >/dev/null
 }
 
-# A short sleep: ss_second of them make a second.
-ss_nap=0.05 ss_second=20
-sleep 0.01 2>/dev/null || ss_nap=1 ss_second=1
+ss_nap=0.05
+sleep 0.01 2>/dev/null || ss_nap=1
+
+# Sets ss_now to the seconds on the sandbox's clock, which only ever goes forward.
+ss_clock() {
+    ss_now=
+    { read -r ss_now ss_line </proc/uptime; } 2>/dev/null
+    ss_now=${ss_now%.*}
+    [ "$ss_now" ] || ss_now=$(date +%s)
+}
 
 # Waits until $1 is not there any more; fails when that takes longer than the patience, or when the spool has gone.
 ss_wait_without() {
-    ss_tries=$((SANDHOLD_PATIENCE * ss_second))
+    ss_clock
+    ss_until=$((ss_now + SANDHOLD_PATIENCE))
     while [ -e "$1" ]; do
-        [ $((ss_tries -= 1)) -gt 0 ] || return 1
+        [ "$ss_now" -lt $ss_until ] || return 1
         sleep "$ss_nap"
+        ss_clock
     done
     [ -e "$SANDHOLD_SPOOL/writer" ]
 }
@@ -76,7 +85,8 @@ ss_wait_without() {
 # BYTES-SAID" once the spool's owner is over and what is waited for is beyond part $1; "dead" when it has died, "gone"
 # when it was given up, "waiting" when nothing happens.
 ss_answer_when_it_came() {
-    ss_tries=$((SANDHOLD_WAIT * ss_second))
+    ss_clock
+    ss_until=$((ss_now + SANDHOLD_WAIT))
     while :; do
         # In this order: what a dead owner has left is looked at after its death, and the last part comes before the end.
         ss_lives "$SANDHOLD_SPOOL" && ss_state= || ss_state=dead
@@ -86,10 +96,11 @@ ss_answer_when_it_came() {
             [ -e "$ss_file" ] && [ "$1" -gt "${ss_end%%.*}" ] &&
                 ss_state="end ${ss_end#*.} $(($(wc -c <"$SANDHOLD_SPOOL/said")))"
         done
-        [ "$ss_state" ] || { [ $((ss_tries -= 1)) -ge 0 ] || ss_state=waiting; }
+        [ "$ss_state" ] || [ "$ss_now" -lt $ss_until ] || ss_state=waiting
         ss_came && ss_state=$ss_news
         [ -z "$ss_state" ] || break
         sleep "$ss_nap"
+        ss_clock
     done
     ss_answer "$ss_state"
 }

@@ -1,6 +1,7 @@
-# Writes the directory or file SANDHOLD_ROOT to stdout: a line "sandhold-pack KIND COMPRESSION", and behind it a tar
-# archive, compressed by zstd where there is one. KIND is `directory` or `file`; else the line says why there is nothing:
-# `missing`, `special`, or `failed REASON`. Ends with tar's exit code; what tar says of entries is on stderr.
+# Writes the directory or file SANDHOLD_ROOT to stdout: a line "sandhold-pack KIND HOW", and behind it a tar archive.
+# KIND is `directory` or `file`; HOW is `gnu zstd`, `zstd` or `none`: by GNU tar, and compressed, or not. Else the line
+# says why there is nothing: `missing`, `special`, or `failed REASON`. Ends with tar's exit code; what tar says of entries
+# is on stderr.
 #
 # One a line: SANDHOLD_NAMES, that are left out wherever they are; SANDHOLD_PATHS, left out at the top; and, if there are
 # any, SANDHOLD_OPERANDS, the only paths that are looked at. SANDHOLD_HARD_LINKS is `keep` or `copy`: with `copy` each
@@ -50,7 +51,11 @@ is_inside() {
 
 set -f
 set -- -cf -
+gnu=
 if tar --version 2>/dev/null | grep -q 'GNU tar'; then
+    gnu='gnu '
+    # Headers without an owner, and without the bits that change who runs a file.
+    set -- --owner=0 --group=0 --numeric-owner --mode=u-s,g-s,o-t "$@"
     set -- --format=gnu --sparse --quoting-style=escape --quote-chars=: -b 128 "$@"
     [ "$SANDHOLD_HARD_LINKS" = keep ] || set -- --hard-dereference "$@"
 fi
@@ -79,7 +84,7 @@ pack() {
 }
 
 if zstd -q -1 -T0 -c </dev/null >/dev/null 2>&1; then
-    say "$kind zstd"
+    say "$kind ${gnu}zstd"
     exec 4>&1
     code=$({ { pack "$@" 3>&- 4>&- && printf 0 >&3 || printf %s $? >&3; } | zstd -q -1 -T0 -c >&4 3>&- 4>&-; } 3>&1)
     exit "$code"

@@ -8,18 +8,21 @@ export SANDHOLD_WHOLE
 
 ss_feed() {
     ss_number=1
-    ss_tries=$((SANDHOLD_PATIENCE * ss_second))
-    while [ -e "$SANDHOLD_SPOOL/writer" ] && [ $((ss_tries -= 1)) -gt 0 ]; do
+    ss_clock
+    ss_until=$((ss_now + SANDHOLD_PATIENCE))
+    while [ -e "$SANDHOLD_SPOOL/writer" ] && [ "$ss_now" -lt $ss_until ]; do
         if [ -e "$SANDHOLD_SPOOL/part.$ss_number" ]; then
             cat "$SANDHOLD_SPOOL/part.$ss_number" 2>/dev/null || return
             rm -f "$SANDHOLD_SPOOL/part.$ss_number"
             ss_number=$((ss_number + 1))
-            ss_tries=$((SANDHOLD_PATIENCE * ss_second))
+            ss_clock
+            ss_until=$((ss_now + SANDHOLD_PATIENCE))
         elif [ -e "$SANDHOLD_SPOOL/last.$((ss_number - 1))" ]; then
             printf '' >"$SANDHOLD_WHOLE"
             return
         else
             sleep "$ss_nap"
+            ss_clock
         fi
     done
 }

@@ -35,6 +35,8 @@ class TarEntry:
     """Bytes of a file's content as readers see it, holes included."""
     link: bytes
     """What a link leads to, or which entry a hard link is another name of."""
+    blocks: bytes = b""
+    """The header as it came, with the extended ones before it."""
 
 
 def checksum(block: bytes) -> int:

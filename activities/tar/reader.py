@@ -70,17 +70,20 @@ class TarReader:
         self._map: array[int] | None = None
         self._sparse: TarEntry | None = None
         self._sparse_payload = 0
-        self.is_complete = False
-        """Whether the end of the archive has come. What follows it is passed over."""
+        self._blocks = b""
+        self._is_complete = False
 
     def feed(self, data: bytes) -> None:
         """Show the visitor what `data` completes. Raises TarBroken."""
+        if self._is_complete:
+            _check_nothing_follows(data)
+            return
         if self._rest:
             data = self._rest + data
             self._rest = b""
         view = memoryview(data)
         at, end = 0, len(data)
-        while not self.is_complete:
+        while not self._is_complete:
             if self._left:
                 took = min(self._left, end - at)
                 if self._payload is not None and took:
@@ -105,18 +108,20 @@ class TarReader:
             if self._map is not None:
                 self._more_of_the_map(block)
             elif block == _ZERO_BLOCK:
-                self.is_complete = True
+                self._is_complete = True
+                _check_nothing_follows(data[at:])
             else:
                 self._header(block)
 
     def close(self) -> None:
         """The stream has ended. Raises TarBroken when it should not have yet."""
-        if not self.is_complete:
+        if not self._is_complete:
             raise TarBroken("the archive ends in the middle")
 
     def _header(self, block: bytes) -> None:
         if checksum(block) != _number(block[148:156]) % 65521:
             raise TarBroken("a header is damaged")
+        self._blocks = self._blocks + block if self._blocks else block
         kind = block[156:157]
         size = _number(block[124:136])
         if kind == b"L" or kind == b"K":
@@ -153,7 +158,8 @@ class TarReader:
         kind_of_entry = _KINDS.get(kind, EntryKind.OTHER)
         if kind_of_entry is EntryKind.FILE and name.endswith(b"/"):
             kind_of_entry = EntryKind.DIRECTORY  # by tars from before there was a type
-        entry = TarEntry(name, kind_of_entry, _number(block[100:108]), _number(block[136:148]), size, link)
+        blocks, self._blocks = self._blocks, b""
+        entry = TarEntry(name, kind_of_entry, _number(block[100:108]), _number(block[136:148]), size, link, blocks)
         if self._pax or self._global_pax:
             self._apply_pax(entry)
         return entry
@@ -178,7 +184,13 @@ class TarReader:
         if size > NAME_LIMIT_BYTES:
             raise TarBroken(f"a name of {size} bytes")
         gathered = bytearray()
-        self._expect(size, gathered.extend, lambda: take(bytes(gathered)))
+
+        def finish() -> None:
+            data = bytes(gathered)
+            self._blocks += data + bytes(-size % BLOCK)
+            take(data)
+
+        self._expect(size, gathered.extend, finish)
 
     def _take_long_name(self, data: bytes) -> None:
         self._long_name = _text(data)
@@ -279,6 +291,12 @@ class _Filler:
         if offset > self._at:
             self._visitor.hole(offset - self._at)
             self._at = offset
+
+
+def _check_nothing_follows(data: bytes) -> None:
+    """Behind the end there are zeros up to the end of a record, and nothing that another reader might find."""
+    if data.count(0) != len(data):
+        raise TarBroken("something follows the end of the archive")
 
 
 def _text(field: bytes) -> bytes:

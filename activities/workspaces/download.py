@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, suppress
 from typing import Protocol, TypeVar
 
 from activities.stream_scripts import PACK
 from activities.streams import SandboxOutput, SandboxStreams, StreamBroken, StreamEnd
 from activities.tar import TarBroken, Visitor
-from activities.workspaces.archive import SUFFIX, ArchiveWriter
+from activities.workspaces.archive import SUFFIX, ArchiveChecker, ArchiveWriter, WrittenOtherwise
 from activities.workspaces.entries import EntryRules, Report, readable
 from activities.workspaces.packed import Packed
 from activities.workspaces.saving import FilesSaving
@@ -46,8 +46,11 @@ class WorkspaceDownload:
         self._path = posixpath.normpath(path)
         self._asked = asked
         self._selection = Selection(self._path, asked.include or (), asked.exclude or ())
+        self._begin()
+
+    def _begin(self) -> None:
         self.report = Report()
-        self._rules = EntryRules(self._selection, asked.format, quota.file_bytes, self.report)
+        self._rules = EntryRules(self._selection, self._asked.format, self._quota.file_bytes, self.report)
 
     async def run(self, ref: SandboxRef, call_id: str) -> DownloadWorkspaceResult:
         """Download it. An archive is stored as a whole or not at all, single files each so.
@@ -56,19 +59,26 @@ class WorkspaceDownload:
         before a failure stay.
         """
         try:
+            if self._asked.format == "archive" and self._selection.is_tars_own:
+                with suppress(WrittenOtherwise):
+                    async with self._streams.read(ref, call_id, PACK, self._environment()) as output:
+                        return await self._as_archive(output, ArchiveChecker(self._rules, self.report))
+                self._begin()
             async with self._streams.read(ref, call_id, PACK, self._environment()) as output:
                 if self._asked.format == "archive":
-                    return await self._as_archive(output)
+                    return await self._as_archive(output, ArchiveWriter(self._rules, self.report))
                 return await self._as_files(output)
         except TarBroken as error:
             raise StreamBroken(str(error)) from error
 
-    async def _as_archive(self, output: SandboxOutput) -> DownloadWorkspaceResult:
-        writer = ArchiveWriter(self._rules, self.report)
+    async def _as_archive(
+        self, output: SandboxOutput, writer: ArchiveChecker | ArchiveWriter
+    ) -> DownloadWorkspaceResult:
         path = session_folder(self._asked.session_path) + SUFFIX
 
         async def content() -> AsyncGenerator[bytes]:
-            async with aclosing(self._steps(output, writer)) as steps:
+            tap = writer.tap if isinstance(writer, ArchiveChecker) else None
+            async with aclosing(self._steps(output, writer, tap)) as steps:
                 async for piece in steps:
                     yield piece
             for piece in await asyncio.to_thread(writer.end):
@@ -93,13 +103,17 @@ class WorkspaceDownload:
             raise ToolFailure(**told.model_dump()) from failure
         return self._result(f"/{folder}")
 
-    async def _steps(self, output: SandboxOutput, writer: _Writer[Out]) -> AsyncGenerator[Out]:
+    async def _steps(
+        self, output: SandboxOutput, writer: _Writer[Out], tap: Callable[[bytes], None] | None = None
+    ) -> AsyncGenerator[Out]:
         """What the writer makes of the stream, some steps at a time: in a thread, as it computes."""
-        packed = Packed(self._path, writer)
+        packed = Packed(self._path, writer, tap)
 
         def reading(pieces: list[bytes]) -> Iterator[None]:
             for piece in pieces:
                 for _ in packed.feed(piece):
+                    if tap is not None and not packed.is_canonical:
+                        raise WrittenOtherwise
                     if packed.is_file:
                         self._rules.only_name = posixpath.basename(self._path).encode()
                     yield

@@ -58,13 +58,14 @@ class EntryRules:
         """For a single file: what it was called when it was asked for. Patterns are not for it then."""
 
     def takes(self, entry: TarEntry) -> bool:
-        """Whether the entry is taken; its names are then safe, and relative to the directory."""
+        """Whether the entry is taken. Its names are then safe and relative to the directory, which itself is `.`."""
         name = clean(entry.name)
         if name is None:
             self._report.skip(entry.name, "unsafe_name")
             return False
         if not name:
-            return False  # the directory itself
+            entry.name = b"."  # the directory itself
+            return entry.kind is EntryKind.DIRECTORY and self._form == "archive" and self.only_name is None
         entry.name = name if self.only_name is None else self.only_name
         is_directory = entry.kind is EntryKind.DIRECTORY
         if self.only_name is None and not self._selection.takes(name, is_directory=is_directory):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from activities.tar import TarBroken, TarReader, Visitor
 from activities.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
@@ -19,13 +19,16 @@ _WINDOW_LOG = 23
 class Packed:
     """Reads the stream and shows its entries to a visitor."""
 
-    def __init__(self, path: str, visitor: Visitor) -> None:
-        """`path` is what was asked for, for the messages."""
+    def __init__(self, path: str, visitor: Visitor, tap: Callable[[bytes], None] | None = None) -> None:
+        """`path` is what was asked for, for messages. `tap` is shown the archive as it comes, before its entries."""
         self._path = path
         self._reader = TarReader(visitor)
+        self._tap = tap
         self._line = b""
         self._is_open = False
         self._decompressor: ZstdDecompressor | None = None
+        self.is_canonical = False
+        """Whether it may be the archive that we would write; known before its first entry is shown."""
         self.is_file = False
         """Whether it is a single file that was asked for; known before its entry is shown."""
 
@@ -43,6 +46,8 @@ class Packed:
                 return
             self._open(line)
             yield
+        if self._tap is not None:
+            self._tap(data)
         if self._decompressor is None:
             yield from self._read(data)
         else:
@@ -55,10 +60,11 @@ class Packed:
     def _open(self, line: bytes) -> None:
         words = line.decode("utf-8", "backslashreplace").split(" ", 2)
         match words:
-            case ["sandhold-pack", "directory" | "file" as kind, "zstd" | "none" as compression]:
+            case ["sandhold-pack", "directory" | "file" as kind, "gnu zstd" | "zstd" | "none" as how]:
                 self._is_open = True
+                self.is_canonical = how == "gnu zstd"
                 self.is_file = kind == "file"
-                self._decompressor = _decompressor() if compression == "zstd" else None
+                self._decompressor = None if how == "none" else _decompressor()
             case ["sandhold-pack", "missing"]:
                 raise ToolFailure(ErrorCode.PATH_NOT_FOUND, f"{self._path} does not exist in the sandbox")
             case ["sandhold-pack", "special"]:

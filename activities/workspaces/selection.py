@@ -53,6 +53,11 @@ class Selection:
             return False
         return self._wanted is None or self._wanted.match_file(path + "/" if is_directory else path)
 
+    @property
+    def is_tars_own(self) -> bool:
+        """Whether tar, told what it can be told, is expected to bring exactly what is taken."""
+        return self._unwanted is None and (self._wanted is None or self.operands_for_tar() is not None)
+
     def names_for_tar(self) -> list[str]:
         """Names that tar itself can leave out, wherever they are, with the same outcome."""
         return sorted(self._names)

@@ -30,7 +30,8 @@ EXIT_TIMED_OUT = 124
 EXIT_CLOSED = 128 + signal.SIGPIPE
 """As the shell tells it of a command at hand whose output nobody reads."""
 _LONGEST_MS = 24 * 3600 * 1000
-_LAST_INPUT = ".in-99999999"
+_LAST_INPUT = ".in.999999999999"
+"""What the call id of the last piece of input has behind the command's, at the most."""
 
 
 def execute(
@@ -243,26 +244,18 @@ async def _print_output(command: Command, *, follow: bool = True) -> None:
 async def _feed(command: Command) -> None:
     """Pass our standard input on to its end, or until the command reads no more.
 
-    Each piece has a call id by its number: attached again with the same input, none is written twice.
+    Attached again with the same input, nothing of it is written twice and nothing is left out.
     """
-    from sandhold.client.commands import INPUT_BYTES
     from sandhold.contracts.errors import ErrorCode, ToolFailure
 
-    number = 0
-    while True:
-        data = await streams.read(sys.stdin, INPUT_BYTES)
-        number += 1
-        try:
-            await command.write(data, close=not data, call_id=f"{command.call_id}.in-{number}")
-        except ToolFailure as failure:
-            # A conflict: the command has ended. Input to a command that is over is lost at hand as well.
-            if failure.error.code is ErrorCode.CALL_ID_CONFLICT:
-                output.note("this command's input was written before, and differently; none is passed on any more")
-            elif failure.error.code is not ErrorCode.CONFLICT:
-                output.note(f"input is not passed on any more: {failure}")
-            return
-        if not data:
-            return
+    try:
+        await command.feed(lambda limit: streams.read(sys.stdin, limit))
+    except ToolFailure as failure:
+        # A conflict: the command has ended. Input to a command that is over is lost at hand as well.
+        if failure.error.code is ErrorCode.CALL_ID_CONFLICT:
+            output.note("this command's input was written before, and differently; none is passed on any more")
+        elif failure.error.code is not ErrorCode.CONFLICT:
+            output.note(f"input is not passed on any more: {failure}")
 
 
 def _has_room_for_input(call_id: str) -> bool:

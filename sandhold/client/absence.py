@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from sandhold.client.requests import Deadline, TemporalRequests
+from sandhold.client.requests import Deadline, TemporalRequests, is_open
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.names import STATUS_QUERY, session_workflow_id
 from sandhold.contracts.sessions import SessionStatus, why_gone
@@ -27,7 +26,7 @@ class Absence:
 
         async def attempt(timeout: timedelta) -> bool:
             description = await handle.describe(rpc_timeout=timeout)
-            return description.status is WorkflowExecutionStatus.RUNNING
+            return is_open(description.status)
 
         try:
             return await self._requests.send(attempt, deadline=deadline)

@@ -14,9 +14,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.client.absence import Absence
 from sandhold.client.calls import as_tool_failure
+from sandhold.client.reading import ReadingTold
 from sandhold.client.requests import Backoff, Deadline, TemporalRequests
+from sandhold.client.standard_input import INPUT_BYTES, Read, StandardInput
 from sandhold.contracts.calls import CallEnvelope, CallOutcome
-from sandhold.contracts.commands import INPUT_LIMIT_CHARS, CommandResult, Signal
+from sandhold.contracts.commands import CommandResult, Signal
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.names import COMMAND_QUERY, ToolName, sandbox_workflow_id
 from sandhold.contracts.sandboxes import CommandState
@@ -26,8 +28,8 @@ from sandhold.storage import SessionStorage, StorageError
 if TYPE_CHECKING:
     from sandhold.client.session import Session
 
-INPUT_BYTES = INPUT_LIMIT_CHARS // 4 * 3
-"""The most that one `write` takes: it travels as base64."""
+__all__ = ["INPUT_BYTES", "STREAMS", "Command", "OutputChunk", "Stream"]
+
 _CHUNK_BYTES = 1024 * 1024
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.1, 1.0
 """Pauses between two looks for new output: short after some has come."""
@@ -91,15 +93,20 @@ class Command:
         Without `follow` only what there is by now.
 
         Within a stream the chunks come in order, byte for byte and without a gap. Memory stays bounded whatever the
-        command writes. Also the output of a command that nobody remembers any more comes, while session storage has
-        it. Raises ToolFailure when there is no such command, or its output cannot be read.
+        command writes. The sandbox is told now and then, so that a command whose output is followed goes on to count
+        as its use. Also the output of a command that nobody remembers any more comes, while session storage has it.
+        Raises ToolFailure when there is no such command, or its output cannot be read.
         """
         offsets: dict[Stream, int] = {"stdout": stdout_offset, "stderr": stderr_offset}
         pause = Backoff(_LOOK_FIRST_S, _LOOK_MOST_S)
+        reading = ReadingTold(self._session, self.sandbox_id, self.call_id)
         while True:
             # Asked first: once it has ended, all its output is in storage.
             try:
-                outcome = await self._outcome()
+                state = await self._record(Deadline())
+                outcome = await self._outcome_of(state)
+                if state is not None:
+                    await reading.tell(state)
             except ToolFailure as failure:
                 may_still_run = failure.error.retryable or failure.error.code in {ErrorCode.INTERNAL, ErrorCode.TIMEOUT}
                 if may_still_run or not await self._is_stored():
@@ -141,6 +148,15 @@ class Command:
             given |= {"input": base64.b64encode(data).decode(), "encoding": "base64"}
         return await self._act(given, call_id)
 
+    async def feed(self, read: Read) -> None:
+        """Pass a whole input on, and its end. `read(n)` gives at most n bytes once there are some, none at the end.
+
+        Safe to repeat from the beginning with the same input, however that comes in pieces then: nothing is written
+        twice, nothing is left out. What has come is written once a full piece of it has, or it pauses. Raises
+        ToolFailure `conflict` when the command has ended, `call_id_conflict` when another input was passed on before.
+        """
+        await StandardInput(self, self._session.session_id, self._storage(), read).pass_on()
+
     async def signal(self, name: Signal, *, call_id: str | None = None) -> CommandResult:
         """Send a signal to its process group, once per `call_id`."""
         return await self._act({"action": "signal", "signal": name}, call_id)
@@ -171,7 +187,9 @@ class Command:
 
     async def _outcome(self) -> CallOutcome | None:
         """What the command came to; None while it runs, or is about to. Raises ToolFailure when nobody knows it."""
-        state = await self._record(Deadline())
+        return await self._outcome_of(await self._record(Deadline()))
+
+    async def _outcome_of(self, state: CommandState | None) -> CallOutcome | None:
         if state is not None:
             return state.outcome
         # Not on record (yet): the call that starts it may be known.

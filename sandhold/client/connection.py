@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 
 from pydantic import JsonValue, ValidationError
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.client import Client, WorkflowExecution, WorkflowFailureError
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -27,7 +27,7 @@ from sandhold.client.errors import (
     SessionNotFound,
     TemporalRefused,
 )
-from sandhold.client.requests import Deadline, TemporalRequests
+from sandhold.client.requests import Deadline, TemporalRequests, is_open
 from sandhold.client.rows import SessionRow
 from sandhold.client.session import Session
 from sandhold.contracts.names import (
@@ -231,7 +231,7 @@ def new_session_id() -> str:
 def _row(execution: WorkflowExecution) -> SessionRow:
     attributes = execution.typed_search_attributes
     state: SessionState = "ended"
-    if execution.status is WorkflowExecutionStatus.RUNNING:
+    if is_open(execution.status):
         state = "ending" if attributes.get(STATE) == "ending" else "open"
     return SessionRow(
         session_id=execution.id.removeprefix(session_workflow_id("")),

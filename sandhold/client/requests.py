@@ -21,13 +21,20 @@ from weakref import WeakValueDictionary
 from pydantic import BaseModel
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
-from temporalio.client import Client, RPCTimeoutOrCancelledError, WorkflowUpdateFailedError
+from temporalio.client import (
+    Client,
+    RPCTimeoutOrCancelledError,
+    WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import QueryRejectCondition
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.client.errors import TemporalRefused, WaitTimeout
-from sandhold.contracts.names import DRAINING
+from sandhold.contracts.names import DRAINING, QUERY_TOO_EARLY
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable
 
 logger = logging.getLogger("sandhold.client")
@@ -197,8 +204,12 @@ class TemporalRequests:
         deadline: Deadline,
         only_open: bool = False,
     ) -> Answer:
-        """The answer to a query. With `only_open` a closed workflow raises WorkflowQueryRejectedError."""
+        """The answer to a query. With `only_open` a closed workflow raises WorkflowQueryRejectedError.
+
+        A query between two runs of a workflow, or ahead of a task of it, is asked again.
+        """
         handle = self.client.get_workflow_handle(workflow_id)
+        pause = Backoff(0.02, 0.5)
 
         async def attempt(timeout: timedelta) -> Answer:
             result: Answer = await handle.query(
@@ -210,7 +221,16 @@ class TemporalRequests:
             )
             return result
 
-        return await self.send(attempt, deadline=deadline)
+        while True:
+            try:
+                return await self.send(attempt, deadline=deadline)
+            except WorkflowQueryRejectedError as rejection:
+                if not is_open(rejection.status):
+                    raise
+            except WorkflowQueryFailedError as failure:
+                if failure.message != QUERY_TOO_EARLY:
+                    raise
+            await pause.sleep(deadline)
 
     async def send(
         self,
@@ -292,6 +312,14 @@ async def _cancellable(request: Awaitable[Answer]) -> Answer:
         if isinstance(error.__cause__, asyncio.CancelledError):
             raise error.__cause__ from None
         raise
+
+
+def is_open(status: WorkflowExecutionStatus | None) -> bool:
+    """Whether a workflow that was found in this status goes on.
+
+    A question may meet the run that has just continued as new: the server chose it a moment earlier (seen with 1.32.0).
+    """
+    return status in {WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW}
 
 
 def is_namespace_missing(error: RPCError) -> bool:

@@ -127,18 +127,17 @@ def _only(status: int) -> range:
     return range(status, status + 1)
 
 
+NOT_RUNNING_WORDS = (
+    r"is the sandbox started|failed to resolve container|container not found|no such container|not found: sandbox"
+)
+"""The toolbox proxy's words for a sandbox that does not run, or not yet (daytonaio/daytona#4142, #4632)."""
+
 # Order matters: a provider's own code tells more than its text, its text more than its status.
 PROVIDER_ERRORS: tuple[ProviderRule, ...] = (
     ProviderRule(ErrorCode.PATH_NOT_FOUND, code="FILE_NOT_FOUND"),
     ProviderRule(ErrorCode.PERMISSION_DENIED, code="FILE_ACCESS_DENIED"),
     ProviderRule(ErrorCode.INVALID_ARGUMENTS, code="INVALID_FILE_PATH"),
-    # The proxy's words for a sandbox that does not run, or not yet (daytonaio/daytona#4142, #4632).
-    ProviderRule(
-        ErrorCode.PROVIDER_UNAVAILABLE,
-        status=range(400, 405),
-        message=r"is the sandbox started|failed to resolve container|container not found|no such container",
-        retryable=True,
-    ),
+    ProviderRule(ErrorCode.PROVIDER_UNAVAILABLE, status=range(400, 405), message=NOT_RUNNING_WORDS, retryable=True),
     # Before the disk of a sandbox: "Total disk quota exceeded" is about the account.
     ProviderRule(
         ErrorCode.QUOTA_EXCEEDED,

@@ -136,6 +136,10 @@ class CommandState(CommandRow):
     """Where the whole output of a command that outlasts its first request grows in session storage."""
     outcome: CallOutcome | None = None
     """What the command came to; null while it runs."""
+    use_ends_at: datetime | None = None
+    """When a running command without a timeout stops to count as use of its sandbox, unless its output is read."""
+    use_s: float | None = None
+    """For how many seconds each read makes it count."""
 
 
 class SandboxOutcome(Message):

@@ -127,6 +127,8 @@ class CommandPlace(Message):
     """Whether nobody waits for its end."""
     bounded: bool = True
     """Whether it has a timeout."""
+    deadline_at: datetime | None = None
+    """When its timeout is over; None when it has none, or was left by a worker that did not tell."""
     cancelled: CancelReason | None = None
     """Set once we asked for its end, so that the outcome says so."""
     stored: StoredOutput = Field(default_factory=StoredOutput)

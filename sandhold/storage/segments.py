@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Literal, Protocol
 
-from sandhold.contracts.names import output_folder
+from sandhold.contracts.names import call_folder, output_folder
 from sandhold.storage.quota import QuotaExceeded, Usage
 
 SEGMENT_BYTES = 1024 * 1024
@@ -210,6 +210,16 @@ class SegmentReader:
                 break
         return end
 
+    async def full_bytes(self, session_id: str, call_id: str) -> dict[Stream, int]:
+        """Bytes of each stream that lie in full segments from its beginning on: where a writer may go on. One list."""
+        folders: dict[str, Stream] = {"stdout": "stdout", "stderr": "stderr"}
+        full: dict[Stream, set[int]] = {"stdout": set(), "stderr": set()}
+        async for name, size in self._storage.list(session_id, f"calls/{call_folder(call_id)}"):
+            folder, _, digits = name.partition("/")
+            if folder in folders and digits.isdecimal() and size == SEGMENT_BYTES:
+                full[folders[folder]].add(int(digits))
+        return {stream: _end_of(offsets) for stream, offsets in full.items()}
+
     async def _segment(self, session_id: str, path: str) -> bytes:
         """The bytes of the segment so far; none if it does not exist."""
         final = await self._storage.get_bytes(session_id, path)
@@ -220,3 +230,11 @@ class SegmentReader:
             return part
         # Between the two looks the part may have become final.
         return await self._storage.get_bytes(session_id, path) or b""
+
+
+def _end_of(offsets: set[int]) -> int:
+    """Where the row of full segments that begins at 0 ends."""
+    end = 0
+    while end in offsets:
+        end += SEGMENT_BYTES
+    return end

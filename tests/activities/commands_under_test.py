@@ -120,9 +120,11 @@ class Commands:
             return outcome.result
         return await self.provider.storage.get_json(self.ref.session_id, outcome.result_ref)
 
+    def stop_step(self, *call_ids: str, grace_s: float) -> StopCommandsStep:
+        return StopCommandsStep(ref=self.ref, call_ids=list(call_ids), grace_s=grace_s)
+
     async def stop(self, *call_ids: str, grace_s: float = 1.0) -> None:
-        step = StopCommandsStep(ref=self.ref, call_ids=list(call_ids), grace_s=grace_s)
-        await self.provider.run(self.activities.stop_commands, step)
+        await self.provider.run(self.activities.stop_commands, self.stop_step(*call_ids, grace_s=grace_s))
 
     async def sh(self, command: str) -> str:
         return await self.provider.sh(self.ref, command)

@@ -32,13 +32,7 @@ class MachineAccess:
         self.before_request: Callable[[str], Awaitable[None]] | None = None
         """Awaited with `exec`, `upload` or `download`, and may raise what the client would."""
 
-    async def sandbox(self, ref: SandboxRef) -> Any:
-        return self
-
-    def forget(self, ref: SandboxRef) -> None:
-        """Nothing is remembered."""
-
-    async def toolbox(self, ref: SandboxRef, use: Callable[[Any], Awaitable[T]], within_s: float) -> T:
+    async def toolbox(self, ref: SandboxRef, use: Callable[[Any], Awaitable[T]], within_s: float, **_: Any) -> T:
         return await request(use(self), within_s)
 
     async def exec(self, command: str, cwd: str, env: dict[str, str], timeout: int) -> Any:

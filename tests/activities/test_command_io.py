@@ -113,7 +113,7 @@ async def test_input_arrives_once_and_in_order_whatever_happens_to_its_request(
     assert result.stdout_bytes == len(data) + 15
     assert await commands.stored(place.call_id) == b"first\n" + data + b"lastover\n"
     assert (await commands.write(place.call_id, b"last", close=True, writer=closer)).ok
-    assert await commands.sh("ls /tmp/sandhold-input-* 2>/dev/null || echo none") == "none\n"
+    assert await commands.sh("ls /tmp/sandhold-upload-* 2>/dev/null || echo none") == "none\n"
 
 
 async def test_input_that_cannot_arrive_is_an_error_that_says_why(commands: Commands) -> None:

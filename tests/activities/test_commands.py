@@ -31,10 +31,13 @@ def commands(provider: ProviderUnderTest, shared_sandbox: SandboxRef) -> Command
 
 
 async def test_a_command_gives_its_output_and_exit_code(commands: Commands) -> None:
+    began = time.monotonic()
     result = await commands.run("echo out; echo err >&2; pwd; exit 3")
+    waited_ms = (time.monotonic() - began) * 1000
     assert (result.status, result.exit_code, result.stderr) == ("completed", 3, "err\n")
     assert result.stdout == "out\n/home/daytona\n"
     assert result.duration_ms is not None
+    assert result.duration_ms <= waited_ms
 
 
 async def test_a_short_command_costs_one_provider_request(commands: Commands, faults: FaultPlan) -> None:
@@ -182,6 +185,8 @@ async def test_fault_6_a_timeout_ends_the_command_and_tells_what_it_wrote(comman
     call_id = new_call_id()
     result = await commands.run("echo partial; setsid sleep 61 & sleep 61", call_id=call_id, timeout=500)
     assert (result.status, result.stdout) == ("timed_out", "partial\n")
+    assert result.duration_ms is not None
+    assert result.duration_ms >= 500
     assert "timeout" in (result.hint or "")
     assert (await commands.sh("grep -l 'slee[p].61' /proc/[0-9]*/cmdline 2>/dev/null || echo none")) == "none\n"
 
@@ -255,7 +260,7 @@ async def test_a_script_of_a_megabyte_comes_by_reference_and_runs(commands: Comm
     for attempt in (1, 2):
         result = result_of(await commands.provider.run(commands.activities.run_command, step, attempt=attempt))
         assert (result.exit_code, result.stdout) == (0, "40000\n")
-    assert await commands.sh("ls /tmp/sandhold-script-* 2>/dev/null || echo none") == "none\n"
+    assert await commands.sh("ls /tmp/sandhold-upload-* 2>/dev/null || echo none") == "none\n"
 
 
 async def test_fault_8_bytes_that_are_no_text_are_counted_and_do_not_break_the_answer(commands: Commands) -> None:
@@ -407,6 +412,20 @@ async def test_fault_2_every_process_killed_at_once_is_interrupted_at_once(comma
     await commands.sh("(sleep 0.2; kill -9 -1) >/dev/null 2>&1 & true")
     (progress,) = await following
     assert result_of(progress).status == "interrupted"
+
+
+async def test_a_command_that_kills_everything_but_itself_is_interrupted_and_ended(commands: Commands) -> None:
+    """Its owner and its watcher go too, so that nobody inside keeps its timeout."""
+    call_id = new_call_id()
+    place = await commands.leave(
+        f"echo run >>ran-{call_id}; echo begun; sleep 2; kill -9 -1; sleep 63", call_id=call_id
+    )
+    (progress,) = await commands.follow([place])
+    result = result_of(progress)
+    assert (result.status, result.exit_code, result.stdout) == ("interrupted", None, "begun\n")
+    assert result.duration_ms is None, "nobody knows when it ended"
+    assert await commands.sh("grep -l 'slee[p].63' /proc/[0-9]*/cmdline 2>/dev/null || echo none") == "none\n"
+    assert await commands.sh(f"cat ran-{call_id}") == "run\n"
 
 
 async def test_an_answer_that_is_torn_is_asked_for_again(commands: Commands, faults: FaultPlan) -> None:

@@ -6,15 +6,15 @@ import asyncio
 import dataclasses
 import hashlib
 import os
-import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities import following as following_module
+from activities.launcher import LauncherRequest, Position, follow_request
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.steps import CommandPlace, FollowCommandsResult, FollowCommandsStep, SandboxRef, StoredOutput
 from sandhold.storage import SegmentReader
@@ -22,8 +22,9 @@ from sandhold.storage.segments import SEGMENT_BYTES
 from tests.activities.commands_under_test import EXECUTE, Commands, new_call_id
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
+from tests.process_memory import forget_memory_peak, memory_now, memory_peak
 
-OUTPUT_BYTES = int(os.environ.get("SANDHOLD_TEST_OUTPUT_BYTES", "67108864"))
+OUTPUT_BYTES = int(os.environ.get("SANDHOLD_TEST_OUTPUT_BYTES", "100663296"))
 """How much output the memory test follows; `make output-memory` follows a gibibyte."""
 GROWTH_BYTES = 64 * 1024 * 1024
 
@@ -137,6 +138,71 @@ async def test_a_retry_goes_on_from_the_heartbeats_of_the_attempt_before(command
     assert names == [f"{2 * SEGMENT_BYTES:020d}"]
 
 
+async def test_a_follower_that_takes_over_asks_only_for_what_is_not_in_storage(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for all again that the one before had stored and could not tell."""
+    size = 3 * SEGMENT_BYTES + 10
+    place = await commands.leave(
+        f"head -c {size} /dev/zero; head -c {SEGMENT_BYTES} /dev/zero >&2; sleep 60", background=True
+    )
+    follower = following(commands, [place])
+    await until_stored(commands, place.call_id, size)
+    await crash(follower)
+    asked: list[Position] = []
+
+    def noted(known: Sequence[Position], **options: Any) -> LauncherRequest:
+        asked.extend(known)
+        return follow_request(known, **options)
+
+    monkeypatch.setattr(following_module, "follow_request", noted)
+    follower = following(commands, [place])
+    await asyncio.sleep(1)
+    await commands.stop(place.call_id, grace_s=0)
+    told = await follower
+    assert asked[0] == Position(place.call_id, 3 * SEGMENT_BYTES, SEGMENT_BYTES)
+    assert told.stored[place.call_id] == StoredOutput(stdout_bytes=3 * SEGMENT_BYTES, stderr_bytes=SEGMENT_BYTES)
+    assert len(await commands.stored(place.call_id)) == size
+
+
+async def test_a_follower_ends_a_command_whose_time_is_up_when_nobody_inside_does(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following_module, "OVERDUE_S", 0.5)
+    monkeypatch.setattr(following_module, "FOLLOW_WAIT_S", 0.5)
+    other = await commands.leave("sleep 6; echo fine", background=True, timeout=60_000)
+    unbounded = await commands.leave("sleep 6; echo fine", background=True)
+    assert unbounded.deadline_at is None
+    call_id = new_call_id()
+    watchers = "for p in $(cat /proc/$PPID/task/$PPID/children); do [ $p = $$ ] || kill -9 $p; done"
+    place = await commands.leave(
+        f"{watchers}; echo alone; setsid sleep 62 & sleep 62", call_id=call_id, background=True, timeout=1000
+    )
+    assert place.deadline_at is not None
+    told = await following(commands, [other, place, unbounded])
+    (progress,) = told.ended
+    result = await commands.result(progress)
+    assert (progress.call_id, result.status, result.stdout) == (call_id, "timed_out", "alone\n")
+    assert result.duration_ms is not None
+    assert result.duration_ms >= 1000
+    assert "time limit" in (result.hint or "")
+    assert await commands.sh("grep -l 'slee[p].62' /proc/[0-9]*/cmdline 2>/dev/null || echo none") == "none\n"
+    for each in (other, unbounded):
+        assert (await commands.follow_to_the_end(each)).status == "completed"
+
+
+async def test_a_command_that_is_over_is_not_ended_for_its_deadline(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following_module, "OVERDUE_S", -60.0)
+    result = await commands.run("exit 3")
+    place = CommandPlace(
+        call_id=result.call_id, output="auto", started_at=datetime.now(UTC), deadline_at=datetime.now(UTC)
+    )
+    again = await commands.follow_to_the_end(place)
+    assert (again.status, again.exit_code, again.duration_ms) == ("completed", 3, result.duration_ms)
+
+
 async def test_a_follower_returns_after_much_output_so_that_it_is_on_record(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,10 +275,10 @@ async def test_much_output_is_stored_whole_in_little_memory(provider: ProviderUn
         output_cap_bytes=2**40,
         timeout=600_000,
     )
-    start = memory_now()
-    forget_memory_peak()
+    start = memory_now(os.getpid())
+    forget_memory_peak(os.getpid())
     result = await commands.follow_to_the_end(place)
-    grown = memory_peak() - start
+    grown = memory_peak(os.getpid()) - start
     digest, size = hashlib.sha256(), 0
     async for piece in SegmentReader(provider.storage).chunks(commands.ref.session_id, call_id, "stdout"):
         digest.update(piece)
@@ -240,21 +306,3 @@ async def test_a_command_that_may_have_been_started_and_was_not_is_kept_from_sta
     assert await commands.sh(f"ls ran-{call_id} 2>/dev/null || echo none") == "none\n"
     result = await commands.follow_to_the_end(started.model_copy(update={"unsure": True}))
     assert (result.status, result.exit_code) == ("completed", 5), "one that was started goes on"
-
-
-def memory_now() -> int:
-    return _status("VmRSS")
-
-
-def memory_peak() -> int:
-    return _status("VmHWM")
-
-
-def forget_memory_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    assert found is not None
-    return int(found[1]) * 1024

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from activities.launcher import CallReport, Position, clean_request, follow_request, read_request, stop_request
-from activities.launcher.request import KEPT_CALLS, KEPT_MINUTES, TOMBSTONE_MINUTES
+from activities.launcher.request import KEPT_CALLS, KEPT_MINUTES, UNFETCHED_MINUTES
 from tests.activities.shells import Machine, new_call_id, processes_with, shells_present
 
 
@@ -215,7 +215,8 @@ async def test_a_call_that_was_cleaned_away_never_runs_again(machine: Machine) -
     assert stopped.state == "cleaned"
 
 
-async def test_interrupted_calls_and_tombstones_go_with_age(machine: Machine) -> None:
+async def test_interrupted_calls_go_with_age_and_tombstones_stay(machine: Machine) -> None:
+    """A retry may come as long as the sandbox lives, which may be for more than a month."""
     young, old = new_call_id(), new_call_id()
     for call_id, minutes in ((young, KEPT_MINUTES - 60), (old, KEPT_MINUTES + 60)):
         machine.folder(call_id).mkdir(parents=True)
@@ -223,14 +224,42 @@ async def test_interrupted_calls_and_tombstones_go_with_age(machine: Machine) ->
         make_old(machine, call_id, minutes)
     tombstones = machine.home / ".sandhold" / "calls" / ".done"
     tombstones.mkdir()
-    for name, minutes in (("ancient", TOMBSTONE_MINUTES + 60), ("recent", TOMBSTONE_MINUTES - 60)):
-        (tombstones / name).touch()
-        at = time.time() - minutes * 60
-        os.utime(tombstones / name, (at, at))
+    (tombstones / "ancient").touch()
+    os.utime(tombstones / "ancient", (0, 0))
     await machine.ask(clean_request([]))
     assert machine.folder(young).exists()
     assert not machine.folder(old).exists()
-    assert {path.name for path in tombstones.iterdir()} == {"recent", old}
+    assert {path.name for path in tombstones.iterdir()} == {"ancient", old}
+    assert (await machine.run("echo run >>ran", call_id="ancient")).state == "cleaned"
+
+
+async def test_uploads_that_no_request_has_fetched_go_after_a_while(machine: Machine, tmp_path: Path) -> None:
+    uploads = tmp_path / "uploads"
+    (uploads / "sandhold-folder").mkdir(parents=True)
+    for_files = {name: machine.folder(name) for name in ("young", "old", "written", "--")}
+    at = time.time() - (UNFETCHED_MINUTES + 2) * 60
+    for name, folder in for_files.items():
+        folder.mkdir(parents=True)
+        (folder / "upload-1").touch()
+        if name != "young":
+            os.utime(folder / "upload-1", (at, at))
+    (for_files["written"] / "lock").touch()
+    for name in ("sandhold-script-1", "sandhold-input-1", "sandhold-script-2", "other", "sandhold-folder/file"):
+        (uploads / name).touch()
+        if name != "sandhold-script-2":
+            os.utime(uploads / name, (at, at))
+    for folder in [uploads / "sandhold-folder", *for_files.values()]:
+        os.utime(folder, (at, at))
+    for _ in range(2):
+        await machine.ask(clean_request([], uploads=f"{uploads}/sandhold-"))
+        for folder in for_files.values():
+            if folder.exists():
+                os.utime(folder, (at, at))
+    left = {str(path.relative_to(uploads)) for path in uploads.rglob("*")}
+    assert left == {"sandhold-script-2", "other", "sandhold-folder", "sandhold-folder/file"}
+    assert sorted(name for name, folder in for_files.items() if folder.exists()) == ["written", "young"]
+    assert [path.name for path in for_files["written"].iterdir()] == ["lock"]
+    assert [path.name for path in for_files["young"].iterdir()] == ["upload-1"]
 
 
 async def test_calls_whose_names_look_like_options_are_cleaned(dash: Machine) -> None:

@@ -355,12 +355,18 @@ async def test_a_sandbox_that_is_gone_is_lost_to_a_call_that_has_time_to_be_sure
     assert held is not None
     await held.delete(wait=True)
 
+    sure = False
+
     async def call(ref: SandboxRef) -> object:
-        return await local_provider.access.toolbox(ref, lambda it: it.process.exec("true"), 30)
+        return await local_provider.access.toolbox(ref, lambda it: it.process.exec("true"), 30, sure=sure)
 
     with pytest.raises(ApplicationError) as failure:
         await local_provider.run(call, ref, limit_s=5)
     assert failure.value.type == SandboxSignal.NOT_STARTED, "too short to be sure: the start will be"
+    sure = True
+    with pytest.raises(ApplicationError) as failure:
+        await local_provider.run(call, ref, limit_s=5)
+    assert (failure.value.type, failure.value.non_retryable) == (ErrorCode.PROVIDER_UNAVAILABLE, False)
     with pytest.raises(ApplicationError) as failure:
         await local_provider.run(call, ref, limit_s=60)
     assert failure.value.type == SandboxSignal.LOST

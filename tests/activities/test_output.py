@@ -183,6 +183,15 @@ def test_a_command_without_an_end_was_interrupted_unless_it_was_to_be_cancelled(
     assert (result.status, result.exit_code, result.stdout) == ("interrupted", None, "until then")
     assert "not run again" in (result.hint or "")
     assert exec_result("c", report, "auto", asked_to_end=True).status == "cancelled"
+    assert exec_result("c", report, "auto", time_is_up=True).status == "timed_out"
+    assert exec_result("c", report, "auto", asked_to_end=True, time_is_up=True).status == "cancelled"
+    assert result.duration_ms is None
+
+
+def test_what_could_not_be_killed_is_told() -> None:
+    report = ended(code=None, reason="timed_out", left_alive=True)
+    assert "may still run" in (exec_result("c", report, "auto").hint or "")
+    assert "may still run" not in (exec_result("c", ended(code=None, reason="timed_out"), "auto").hint or "")
 
 
 captures = st.one_of(

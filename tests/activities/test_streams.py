@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -63,7 +64,11 @@ async def as_activity(attempt: Callable[[], Awaitable[T]]) -> T:
     async def run() -> T:
         return await attempt()
 
-    return await ActivityEnvironment().run(run)
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(
+        environment.info, start_to_close_timeout=None, schedule_to_close_timeout=None
+    )
+    return await environment.run(run)
 
 
 async def pieces_of(data: bytes, step: int) -> AsyncIterator[bytes]:

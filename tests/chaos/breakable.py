@@ -12,18 +12,23 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from temporalio.client import WorkflowHistory
 
 from sandhold.cli.stack.ports import LOOPBACK, any_port
 from sandhold.cli.stack.temporal_server import dev_server_arguments, temporal_program
+from sandhold.client import Session
 from sandhold.client.connection import NO_RETRIES
 from sandhold.settings import Settings
 from sandhold.temporal import TemporalUnreachable, connect
 from tests.local_daytona_server import CHECKOUT, running_local_daytona
+from tests.session_folder import SessionFolder
 from tests.stack import Stack, environment_of, histories, replayer, running_stack
 
 READY_WITHIN_S = 90.0
+RENEWED_AT_EVENTS = 200
+"""Workflows continue as new as often as a short while allows, instead of after 1,200 events."""
 _RESTART_PAUSE_S = 0.2
 
 
@@ -91,11 +96,14 @@ class Part(ABC):
 class TemporalServer(Part):
     """Temporal's development server on a database file and a fixed port."""
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, renewed_at_events: int | None) -> None:
         super().__init__("temporal", database.with_suffix(".log"))
         port = any_port()
         self.settings = Settings(temporal_address=f"{LOOPBACK}:{port}")
         self._arguments = dev_server_arguments(port=port, ui_port=None, database=database)
+        if renewed_at_events is not None:
+            suggestion = f"limit.historyCount.suggestContinueAsNew={renewed_at_events}"
+            self._arguments += ["--dynamic-config-value", suggestion]
 
     async def _run(self) -> int:
         with self.log.open("ab") as log:
@@ -182,9 +190,21 @@ class BreakableStack:
         self.stack = stack
         self.worker = worker
         self.temporal = temporal
+        self._folders: dict[str, SessionFolder] = {}
+
+    async def open(self, **policy: Any) -> Session:
+        """A new session, whose storage can be taken away."""
+        session = await self.stack.open(**policy)
+        self._folders[session.session_id] = SessionFolder(self.stack, session.session_id)
+        return session
+
+    def storage_of(self, session: Session) -> SessionFolder:
+        return self._folders[session.session_id]
 
     async def mend(self) -> None:
-        """Everything runs, and no fault is planned."""
+        """Everything runs and is there, and no fault is planned."""
+        for folder in self._folders.values():
+            folder.give_back()
         await self.stack.faults.clear()
         for part in (self.temporal, self.worker):
             if not part.running:
@@ -192,9 +212,12 @@ class BreakableStack:
 
 
 @contextlib.asynccontextmanager
-async def breakable_stack(data_dir: Path) -> AsyncIterator[BreakableStack]:
+async def breakable_stack(
+    data_dir: Path, *, renewed_at_events: int | None = RENEWED_AT_EVENTS
+) -> AsyncIterator[BreakableStack]:
     """A stack of its own in `data_dir`, with a worker that is ready. At the end all that it ran is replayed."""
-    temporal = TemporalServer(data_dir / "temporal.db")
+    data_dir.mkdir(exist_ok=True)
+    temporal = TemporalServer(data_dir / "temporal.db", renewed_at_events)
     async with contextlib.AsyncExitStack() as resources:
         resources.push_async_callback(temporal.kill)
         daytona_starts = resources.enter_async_context(running_local_daytona(data_dir / "daytona"))

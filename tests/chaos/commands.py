@@ -10,27 +10,8 @@ from typing import Any
 
 from sandhold.client import Session
 from sandhold.contracts.tools import ExecResult
+from tests.chaos.flavours import FLAVOURS, Flavour, counted, seen
 from tests.stack import Stack
-
-
-@dataclass(frozen=True)
-class Flavour:
-    seconds: float
-    lines: int
-    width: int = 0
-    """Characters that each line of stdout has besides."""
-    background: bool = False
-
-
-FLAVOURS = (
-    Flavour(0.5, 5),
-    Flavour(3, 30),
-    Flavour(10, 40),
-    Flavour(3, 12, background=True),
-    Flavour(10, 30, width=50_000, background=True),  # more than a segment of storage
-    Flavour(0.5, 4, background=True),
-    Flavour(10, 50, width=4_000),  # more than an answer
-)
 
 
 @dataclass(frozen=True)
@@ -54,20 +35,29 @@ class PlannedCommand:
     @property
     def script(self) -> str:
         flavour = self.flavour
+        comment = ["# " + "x" * 98] * (flavour.comment_bytes // 101)
         return "\n".join(
             [
                 f"echo start >> {self.counter}",
-                f"pad=$(printf '%0{flavour.width}d' 0)" if flavour.width else "pad=",
-                "i=0",
-                f"while [ $i -lt {flavour.lines} ]; do",
-                "    i=$((i + 1))",
-                f'    echo "out {self.number} $i $pad"',
-                f'    echo "err {self.number} $i" >&2',
-                f"    sleep {flavour.seconds / flavour.lines:.3f}",
-                "done",
+                *comment,
+                *(["cat"] if flavour.echoes else self._lines()),
+                *(["sleep 4321"] if flavour.stays else []),
                 f"exit {self.exit_code}",
             ]
         )
+
+    def _lines(self) -> list[str]:
+        flavour = self.flavour
+        return [
+            f"pad=$(printf '%0{flavour.width}d' 0)" if flavour.width else "pad=",
+            "i=0",
+            f"while [ $i -lt {flavour.lines} ]; do",
+            "    i=$((i + 1))",
+            f'    echo "out {self.number} $i $pad"',
+            f'    echo "err {self.number} $i" >&2',
+            f"    sleep {flavour.seconds / flavour.lines:.3f}",
+            "done",
+        ]
 
     @cached_property
     def stdout(self) -> bytes:
@@ -76,66 +66,73 @@ class PlannedCommand:
 
     @cached_property
     def stderr(self) -> bytes:
-        return b"".join(f"err {self.number} {i}\n".encode() for i in range(1, self.flavour.lines + 1))
+        lines = 0 if self.flavour.echoes else self.flavour.lines
+        return b"".join(f"err {self.number} {i}\n".encode() for i in range(1, lines + 1))
 
-    async def run(self, session: Session) -> ExecResult:
-        """Call it as an agent would, and wait for its end."""
+    async def run(self, session: Session, stack: Stack) -> ExecResult:
+        """Use it as its flavour says; what became of it."""
         await asyncio.sleep(self.begins_s)
-        if self.flavour.background:
-            started = await session.start(self.sandbox_id, self.script, output="full", call_id=self.call_id)
-            return await started.wait()
-        return await session.exec(self.sandbox_id, self.script, output="full", call_id=self.call_id)
+        return await self.flavour.use(self, session, stack)
 
-    async def faults(self, session: Session, result: ExecResult, counted: str) -> list[str]:
-        """What is wrong with what became of it; nothing if all is right. `counted` is its counter file."""
+    async def faults(self, session: Session, stack: Stack, result: ExecResult) -> list[str]:
+        """What is wrong with what became of it; nothing if all is right."""
         output = {"stdout": bytearray(), "stderr": bytearray()}
         async for chunk in session.command(self.sandbox_id, self.call_id).output():
             assert chunk.offset == len(output[chunk.stream]), f"{self.call_id}: a gap in {chunk.stream}"
             output[chunk.stream] += chunk.data
-        whole = len(self.stdout) <= 48 * 1024
+        stdout, stderr = bytes(output["stdout"]), bytes(output["stderr"])
         checks: list[tuple[str, Any, Any]] = [
-            ("starts", counted, "start\n"),
-            ("status", result.status, "completed"),
-            ("exit code", result.exit_code, self.exit_code),
-            ("bytes", (result.stdout_bytes, result.stderr_bytes), (len(self.stdout), len(self.stderr))),
-            ("truncated", result.truncated, not whole),
-            ("stored stdout", bytes(output["stdout"]), self.stdout),
-            ("stored stderr", bytes(output["stderr"]), self.stderr),
-            ("stderr", result.stderr.encode(), self.stderr),
+            ("starts", await seen(lambda: counted(stack, session, self), lambda _: True), "start\n"),
+            ("status", result.status, self.flavour.ends),
         ]
-        if whole:
-            checks.append(("stdout", result.stdout.encode(), self.stdout))
+        if self.flavour.ends == "interrupted":
+            # What it said last may not have left its sandbox; what did is what it said.
+            checks.append(("stored stdout", stdout, self.stdout[: len(stdout)]))
+        else:
+            checks += [
+                ("bytes", (result.stdout_bytes, result.stderr_bytes), (len(self.stdout), len(self.stderr))),
+                ("stored stdout", stdout, self.stdout),
+                ("stored stderr", stderr, self.stderr),
+            ]
+        if self.flavour.ends == "completed":
+            whole = len(self.stdout) <= 48 * 1024
+            checks += [
+                ("exit code", result.exit_code, self.exit_code),
+                ("truncated", result.truncated, not whole),
+                ("stderr", result.stderr.encode(), self.stderr),
+            ]
+            if whole:
+                checks.append(("stdout", result.stdout.encode(), self.stdout))
         return [
-            f"{self.call_id} {self.flavour}: {what}: {_short(seen)} instead of {_short(wanted)}"
-            for what, seen, wanted in checks
-            if seen != wanted
+            f"{self.call_id} {self.flavour}: {what}: {_short(found)} instead of {_short(wanted)}"
+            for what, found, wanted in checks
+            if found != wanted
         ]
 
 
-def planned(random: Random, how_many: int, sandbox_ids: list[str], within_s: float) -> list[PlannedCommand]:
-    """Commands of every flavour in turn, called at random moments."""
-    first = random.randrange(len(FLAVOURS))
-    return [
-        PlannedCommand(
-            number=number,
-            flavour=FLAVOURS[(first + number) % len(FLAVOURS)],
-            sandbox_id=random.choice(sandbox_ids),
-            begins_s=random.uniform(0, within_s),
-            exit_code=random.randint(0, 120),
+def planned(
+    random: Random, deck: list[Flavour], first: int, how_many: int, sandbox_ids: list[str], within_s: float
+) -> list[PlannedCommand]:
+    """Commands of the flavours of `deck` in turn, from the one of number `first` on, called at random moments."""
+    commands = []
+    for number in range(first, first + how_many):
+        flavour = deck[number % len(deck)]
+        shared = random.choice(sandbox_ids)
+        commands.append(
+            PlannedCommand(
+                number=number,
+                flavour=flavour,
+                sandbox_id=f"own-{number}" if flavour.own_sandbox else shared,
+                begins_s=random.uniform(0, within_s),
+                exit_code=random.randint(0, 120),
+            )
         )
-        for number in range(how_many)
-    ]
+    return commands
 
 
-async def counters(stack: Stack, session: Session, commands: list[PlannedCommand]) -> dict[int, str]:
-    """The counter file of every command, read behind everybody's back."""
-    found: dict[int, str] = {}
-    for held in await stack.provider_sandboxes(session):
-        sandbox = await stack.provider.get(held.id)
-        for command in commands:
-            told = str((await sandbox.process.exec(f"cat {command.counter} 2>/dev/null")).result)
-            found[command.number] = found.get(command.number, "") + told
-    return found
+def deck(seed: str) -> list[Flavour]:
+    """All flavours, in the order of this seed."""
+    return Random(seed).sample(FLAVOURS, len(FLAVOURS))
 
 
 def _short(value: object) -> str:

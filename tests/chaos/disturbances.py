@@ -1,4 +1,4 @@
-"""What goes wrong at random moments: the worker dies, the provider's connections break, Temporal's server dies."""
+"""What goes wrong at random moments: processes die, requests to the provider fail, session storage is away."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from sandhold.contracts.names import SESSION_LABEL
 from tests.chaos.breakable import BreakableStack, Part
 
 EXECUTE = {"method": "POST", "route": "/toolbox/{id}/process/execute"}
+LOOK = {"method": "GET", "route": "/api/sandbox/{id}"}
+UPLOAD = {"method": "POST", "path": ".*/files/(bulk-)?upload(-v2)?"}
+REQUESTS: tuple[dict[str, Any], ...] = (EXECUTE, EXECUTE, EXECUTE, EXECUTE, LOOK, UPLOAD)
 CUTS: tuple[dict[str, Any], ...] = (
     {"effect": "reset_before"},
     {"effect": "reset_during"},
@@ -26,12 +29,18 @@ class Kind(StrEnum):
     WORKER = "worker"
     PROVIDER = "provider"
     TEMPORAL = "temporal"
+    STORAGE = "storage"
+    OUTAGE = "outage"
     ALL = "all"
+
+
+TOGETHER = (Kind.WORKER, Kind.PROVIDER, Kind.TEMPORAL, Kind.STORAGE)
+OUTAGE_S = 20.0
 
 
 async def disturb(kind: Kind, breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
     """Let things of this kind go wrong for so long; how many did. Everything is whole again afterwards."""
-    ways = list(_WAYS) if kind is Kind.ALL else [kind]
+    ways = TOGETHER if kind is Kind.ALL else [kind]
     try:
         async with asyncio.TaskGroup() as group:
             # Each has its own randomness, so that a seed gives the same moments whatever the others wait for.
@@ -52,23 +61,54 @@ async def kill_temporal(breakable: BreakableStack, session: Session, random: Ran
 
 
 async def cut_provider(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
-    """The next one to three requests into the session's sandboxes get no whole answer, or another's."""
+    """The next one to three requests about the session's sandboxes get no whole answer, or another's."""
     faults = breakable.stack.faults
+    labels = {SESSION_LABEL: session.session_id}
     rules: list[int] = []
 
-    async def cut() -> None:
-        labels = {SESSION_LABEL: session.session_id}
-        rules.append(await faults.add(**EXECUTE, **random.choice(CUTS), times=random.randint(1, 3), labels=labels))
+    async def cut(request: dict[str, Any] | None = None) -> None:
+        request = request or random.choice(REQUESTS)
+        rules.append(await faults.add(**request, **random.choice(CUTS), times=random.randint(1, 3), labels=labels))
 
-    await cut()  # The first request of all is one that can start a command.
-    await _at_random_moments(cut, random, for_s, most_s=2.0)
+    # The first requests of all are those that can start a command.
+    for first in (EXECUTE, UPLOAD, EXECUTE):
+        await cut(first)
+    await _at_random_moments(cut, random, for_s, most_s=0.7)
     return sum([await faults.hits(rule) for rule in rules])
+
+
+async def provider_outage(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
+    """Nothing about the session's sandboxes is answered for OUTAGE_S."""
+    faults = breakable.stack.faults
+    silence = random.choice(({"effect": "reset_before"}, {"effect": "status", "status": 503}))
+    await asyncio.sleep(random.uniform(0.1, 3.0))
+    rule = await faults.add(**silence, labels={SESSION_LABEL: session.session_id})
+    await asyncio.sleep(OUTAGE_S)
+    return await faults.hits(rule)
+
+
+async def break_storage(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
+    """The session's storage is away for up to two seconds, for its client and for the worker."""
+    folder = breakable.storage_of(session)
+    times = 0
+
+    async def away() -> None:
+        nonlocal times
+        times += 1
+        folder.take()
+        await asyncio.sleep(random.uniform(0.1, 2.0))
+        folder.give_back()
+
+    await _at_random_moments(away, random, for_s, most_s=2.0)
+    return times
 
 
 _WAYS: dict[Kind, Callable[[BreakableStack, Session, Random, float], Coroutine[Any, Any, int]]] = {
     Kind.WORKER: kill_worker,
     Kind.PROVIDER: cut_provider,
     Kind.TEMPORAL: kill_temporal,
+    Kind.STORAGE: break_storage,
+    Kind.OUTAGE: provider_outage,
 }
 
 

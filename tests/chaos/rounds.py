@@ -7,11 +7,12 @@ import time
 from dataclasses import dataclass
 from random import Random
 
-from sandhold.client import SandholdError
+from sandhold.client import SandholdError, Session
 from sandhold.contracts.tools import ExecResult
 from tests.chaos.breakable import BreakableStack
-from tests.chaos.commands import PlannedCommand, counters, planned
+from tests.chaos.commands import PlannedCommand, deck, planned
 from tests.chaos.disturbances import Kind, disturb
+from tests.stack import Stack
 
 CALLED_WITHIN_S = 1.5
 CHAOS_S = 7.0
@@ -28,23 +29,26 @@ class Batch:
     faults: list[str]
 
 
-async def batch(breakable: BreakableStack, kind: Kind, seed: str, rounds: int) -> Batch:
-    """Run `rounds` commands in one session, disturbed as the seed says, and look at all that they left."""
+async def batch(breakable: BreakableStack, kind: Kind, seed: str, first: int, rounds: int) -> Batch:
+    """Run `rounds` commands in one session, disturbed as the seed says, and look at all that they left.
+
+    `first` is the number of the first one: as many rounds as there are flavours, one after the other, have each.
+    """
     stack = breakable.stack
     began = time.monotonic()
-    random = Random(f"{seed} {kind}")
-    session = await stack.open()
-    boxes = [(await session.create_sandbox(sandbox_id=f"box-{number}")).sandbox_id for number in (1, 2)]
-    commands = planned(random, rounds, boxes, CALLED_WITHIN_S)
-    running = [asyncio.create_task(command.run(session)) for command in commands]
+    random = Random(f"{seed} {kind} {first}")
+    session = await breakable.open(max_sandboxes=20)
+    commands = planned(random, deck(seed), first, rounds, ["box-1", "box-2"], CALLED_WITHIN_S)
+    boxes = sorted({command.sandbox_id for command in commands})
+    await asyncio.gather(*(session.create_sandbox(sandbox_id=box) for box in boxes))
+    running = [asyncio.create_task(command.run(session, stack)) for command in commands]
     disturbances = await disturb(kind, breakable, session, random, CHAOS_S)
     await asyncio.wait(running, timeout=ENDED_WITHIN_S)
     if breakable.worker.own_ends or breakable.temporal.own_ends:
         print(f"ended by themselves: worker {breakable.worker.own_ends}, Temporal {breakable.temporal.own_ends}")
-    counted = await counters(stack, session, commands)
     faults: list[str] = []
     for command, task in zip(commands, running, strict=True):
-        faults += await _faults_of(breakable, command, task, counted[command.number], session.session_id)
+        faults += await _faults_of(stack, command, task, session)
     try:
         outcome = await session.end(timeout=ENDED_WITHIN_S)
     except SandholdError as error:
@@ -58,12 +62,12 @@ async def batch(breakable: BreakableStack, kind: Kind, seed: str, rounds: int) -
 
 
 async def _faults_of(
-    breakable: BreakableStack, command: PlannedCommand, task: asyncio.Task[ExecResult], counted: str, session_id: str
+    stack: Stack, command: PlannedCommand, task: asyncio.Task[ExecResult], session: Session
 ) -> list[str]:
+    what = f"{command.call_id} in {command.sandbox_id} of {session.session_id}, {command.flavour}"
     if not task.done():
         task.cancel()
-        return [f"{command.call_id} {command.flavour} in {session_id} has no end after {ENDED_WITHIN_S:g} s"]
+        return [f"{what}: no end after {ENDED_WITHIN_S:g} s"]
     if error := task.exception():
-        return [f"{command.call_id} {command.flavour} in {session_id} (started: {counted!r}): {error!r}"]
-    session = breakable.stack.sandhold.session(session_id)
-    return [f"{session_id}: {fault}" for fault in await command.faults(session, task.result(), counted)]
+        return [f"{what}: {error!r}"]
+    return [f"{session.session_id}: {fault}" for fault in await command.faults(session, stack, task.result())]

@@ -222,6 +222,27 @@ async def test_input_is_passed_on_to_its_end(session: Session, env: Mapping[str,
     assert kept == hashlib.sha256(data).hexdigest()
 
 
+async def test_input_from_a_pipe_is_passed_on_whole_by_whoever_attaches_again(
+    session: Session, env: Mapping[str, str]
+) -> None:
+    """The first is left in the middle; the second gets the same input at once, so its reads end elsewhere."""
+    lines = [f"line {number}\n".encode() * 200 for number in range(40)]
+    call = ("--stdin", "--call-id", "piped-in", "--", "tee -a got; echo end")
+    first = await Live.exec(session, *call, env=env)
+    for number, line in enumerate(lines[:20]):
+        first.stdin.write(line)
+        await asyncio.sleep(0.08 if number % 3 else 0)
+    assert await first.line(first.out) == "line 0\n"
+    first.process.send_signal(signal.SIGTERM)
+    first.stdin.close()
+    assert (await first.finished()).code == 143
+    again = await Live.exec(session, *call, env=env)
+    out, _ = await again.process.communicate(b"".join(lines))
+    assert (again.process.returncode, out) == (0, b"".join(lines) + b"end\n")
+    kept = (await session.exec("box", "sha256sum <got", output="normal")).stdout.split()[0]
+    assert kept == hashlib.sha256(b"".join(lines)).hexdigest()
+
+
 async def test_a_conversation_over_standard_input(session: Session, env: Mapping[str, str]) -> None:
     live = await Live.exec(session, "--stdin", "--", "while read -r name; do echo hello $name; done", env=env)
     for name in ("ada", "bob"):

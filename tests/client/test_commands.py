@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandhold.client import Sandhold, Session
+from sandhold.client import Sandhold, Session, TemporalRefused
 from sandhold.client.commands import INPUT_BYTES, Command, Stream
+from sandhold.client.reading import ReadingTold
 from sandhold.contracts.errors import ErrorCode, ToolFailure
-from sandhold.contracts.names import sandbox_workflow_id
+from sandhold.contracts.names import Activity, sandbox_workflow_id
+from sandhold.contracts.sandboxes import CommandState
+from sandhold.contracts.tools import OutputFiles
 from tests.stack import Stack
 from tests.workflows.waiting import eventually
 
@@ -181,3 +185,71 @@ async def test_output_in_another_storage_is_not_taken_for_none(session: Session,
     split = Sandhold(stack.temporal, elsewhere).session(session.session_id).command("box", command.call_id)
     failure = await refused(output_of(split))
     assert "different storages" in failure.error.message
+
+
+async def test_following_the_output_of_a_command_counts_as_use_of_its_sandbox_until_it_is_left(stack: Stack) -> None:
+    session = await stack.open(idle_stop_s=1.0, background_use_s=5.0)
+    await session.create_sandbox(sandbox_id="box")
+    command = await session.start("box", FOR_EVER)
+    following = asyncio.create_task(output_of(command))
+    await asyncio.sleep(10)
+    assert (await stack.status(session, "box")).state == "started"
+    told = await reads_of(stack, session)
+    assert 2 <= told <= 7, "at most one in a third of the time that a read counts"
+    following.cancel()
+    await eventually(lambda: stack.status(session, "box"), lambda seen: seen.state == "stopped", "the idle stop")
+    assert await reads_of(stack, session) <= told + 1
+
+
+async def test_reading_now_and_then_is_told_no_oftener_than_following(stack: Stack) -> None:
+    session = await stack.open(background_use_s=6.0)
+    await session.create_sandbox(sandbox_id="box")
+    command = await session.start("box", FOR_EVER)
+    bounded = await session.start("box", FOR_EVER, timeout_ms=60_000)
+    until = asyncio.get_running_loop().time() + 5
+    while asyncio.get_running_loop().time() < until:
+        await output_of(command, follow=False)
+        await output_of(bounded, follow=False)
+        await asyncio.sleep(0.2)
+    assert 1 <= await reads_of(stack, session) <= 3
+
+
+async def test_a_sandbox_that_cannot_be_told_of_a_reading_ends_no_reading(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = 0
+
+    async def refused_call(*_: object, **__: object) -> None:
+        nonlocal refusals
+        refusals += 1
+        raise TemporalRefused("no permission")
+
+    monkeypatch.setattr(Session, "call", refused_call)
+    state = CommandState(
+        call_id="c",
+        status="running",
+        background=True,
+        started_at=datetime.now(UTC),
+        output_files=OutputFiles(stdout="out", stderr="err"),
+        use_ends_at=datetime.now(UTC),
+        use_s=0.3,
+    )
+    reading = ReadingTold(session, "box", "c")
+    for _ in range(3):
+        await reading.tell(state)
+    assert refusals == 1
+    await asyncio.sleep(0.15)
+    await reading.tell(state)
+    assert refusals == 2
+
+
+async def reads_of(stack: Stack, session: Session) -> int:
+    """How often the sandbox's workflow had output read."""
+    workflow = stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, "box"))
+    return len(
+        [
+            event
+            async for event in workflow.fetch_history_events()
+            if event.activity_task_scheduled_event_attributes.activity_type.name == Activity.READ_OUTPUT
+        ]
+    )

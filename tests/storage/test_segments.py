@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandhold.contracts.names import call_folder
 from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage
 from sandhold.storage import segments as segments_module
 from sandhold.storage.segments import SEGMENT_BYTES, segment_path
@@ -135,6 +137,33 @@ async def test_a_gap_ends_what_there_is(storage: SessionStorage) -> None:
     await storage.put_bytes(SESSION, segment_path("c", "stdout", SEGMENT_BYTES), b"far")
     assert await size(storage) == 0
     assert await whole(storage) == b""
+
+
+@pytest.mark.parametrize("call_id", ["c", "..", "a:b"])
+async def test_the_full_segments_of_both_streams_are_found_by_one_list(
+    storage: SessionStorage, monkeypatch: pytest.MonkeyPatch, call_id: str
+) -> None:
+    reader = SegmentReader(storage)
+    assert await reader.full_bytes(SESSION, call_id) == {"stdout": 0, "stderr": 0}
+    new = writer(storage, call_id=call_id)
+    await new.take(b"x" * (2 * SEGMENT_BYTES + 1))
+    await new.flush()
+    assert await reader.full_bytes(SESSION, call_id) == {"stdout": 2 * SEGMENT_BYTES, "stderr": 0}
+    await new.finish()
+    await storage.put_bytes(SESSION, segment_path(call_id, "stdout", 3 * SEGMENT_BYTES), b"x" * SEGMENT_BYTES)
+    await storage.put_bytes(SESSION, segment_path(call_id, "stderr", SEGMENT_BYTES), b"x" * SEGMENT_BYTES)
+    await storage.put_json(SESSION, f"calls/{call_folder(call_id)}/result.json", {})
+    lists = 0
+    listed = storage.list
+
+    def counted(session_id: str, folder: str) -> AsyncIterator[tuple[str, int]]:
+        nonlocal lists
+        lists += 1
+        return listed(session_id, folder)
+
+    monkeypatch.setattr(storage, "list", counted)
+    assert await reader.full_bytes(SESSION, call_id) == {"stdout": 2 * SEGMENT_BYTES, "stderr": 0}
+    assert lists == 1
 
 
 def test_a_writer_begins_where_a_segment_does(storage: SessionStorage) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
+from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode
+from sandhold.contracts.names import sandbox_workflow_id
 from tests.stack import Stack
 from tests.workflows.calls import creates, error_of_call, exec_ok
 from tests.workflows.commands import command
@@ -116,20 +117,44 @@ async def test_a_bounded_background_command_holds_off_the_idle_stop_until_its_en
     await session.end()
 
 
-async def test_fifty_long_commands_all_end_right_and_a_short_call_meanwhile_is_answered(stack: Stack) -> None:
+async def test_a_short_call_beside_fifty_commands_is_answered_in_its_update_and_all_fifty_end_right(
+    stack: Stack,
+) -> None:
     session = await stack.open()
     box = await creates(session)
+    workflow = stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, box))
 
     async def long(number: int) -> tuple[int, dict[str, Any]]:
-        return number, await exec_ok(session, box, f"sleep 12; echo {number}; exit {number}")
+        return number, await exec_ok(session, box, f"until [ -e go ]; do sleep 1; done; echo {number}; exit {number}")
+
+    async def updates() -> tuple[set[str], dict[str, CallEnvelope]]:
+        """The ids of the updates that were accepted, and the answers of those that were answered."""
+        accepted, answered = set(), {}
+        async for event in workflow.fetch_history_events():
+            begun = event.workflow_execution_update_accepted_event_attributes
+            ended = event.workflow_execution_update_completed_event_attributes
+            if begun.protocol_instance_id:
+                accepted.add(begun.protocol_instance_id)
+            if ended.meta.update_id:
+                answers = await stack.temporal.data_converter.decode(ended.outcome.success.payloads, [CallEnvelope])
+                answered[ended.meta.update_id] = answers[0]
+        return accepted, answered
+
+    async def at_rest() -> bool:
+        """Whether all fifty run, and none of them holds an update any more."""
+        accepted, answered = await updates()
+        return len((await stack.status(session, box)).calls) == 50 and accepted == set(answered)
 
     running = [asyncio.create_task(long(number)) for number in range(50)]
-    await asyncio.sleep(10)
-    began = time.monotonic()
-    await exec_ok(session, box, "true")
-    print(f"a short call beside fifty long ones took {time.monotonic() - began:.2f} s")
+    await eventually(at_rest, bool, "fifty commands that run without an update")
+    assert (await session.call("daytona_exec", {"sandbox_id": box, "command": "true"}, call_id="short")).ok
+    assert not any(task.done() for task in running)
+    _, answered = await updates()
+    assert (answered["short"].status, answered["short"].ok) == ("done", True)
+    assert {answer.status for call_id, answer in answered.items() if call_id != "short"} == {"running"}
+    await session.write_file(box, "go", "")
     for number, result in await asyncio.gather(*running):
-        assert (result["exit_code"], result["stdout"]) == (number, f"{number}\n")
+        assert (result["status"], result["exit_code"], result["stdout"]) == ("completed", number, f"{number}\n")
     await session.end()
 
 

@@ -1,0 +1,27 @@
+"""Session storage that is away for longer than a call may take to be answered."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sandhold.contracts.calls import ANSWER_WITHIN_S
+from tests.session_folder import SessionFolder
+from tests.stack import Stack
+
+
+async def test_a_command_whose_result_cannot_be_stored_for_a_while_is_run_once_and_told_afterwards(
+    stack: Stack,
+) -> None:
+    session = await stack.open()
+    folder = SessionFolder(stack, session.session_id)
+    await session.create_sandbox(sandbox_id="box")
+    folder.take()
+    called = asyncio.create_task(
+        session.exec("box", "echo start >> starts; seq 1 2000", output="full", call_id="unstored")
+    )
+    await asyncio.sleep(ANSWER_WITHIN_S + 3)
+    assert not called.done()
+    folder.give_back()
+    result = await called
+    assert (result.status, result.stdout) == ("completed", "".join(f"{n}\n" for n in range(1, 2001)))
+    assert (await session.exec("box", "cat starts", output="normal")).stdout == "start\n"
