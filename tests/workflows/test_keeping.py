@@ -43,8 +43,9 @@ async def work_in(session: Session, saved: SavedWorkspace | None) -> str:
     assert (len(data), hashlib.sha256(data).hexdigest()) == (saved.archive_bytes, saved.sha256)
     plain = subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
-        assert len(tar.getmembers()) >= saved.files
-        member = tar.extractfile("work")
+        names = {member.name.removeprefix("./"): member for member in tar.getmembers()}
+        assert len(names) >= saved.files
+        member = tar.extractfile(names["work"])
         assert member is not None
         return member.read().decode().strip()
 
