@@ -30,6 +30,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
 from activities.files import FileActivities
+from activities.filling import FillingActivities
 from activities.following import FollowingActivities
 from activities.interruptions import InterruptionActivities
 from activities.lifecycle import LifecycleActivities
@@ -37,6 +38,7 @@ from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
 from activities.statuses import StatusActivities
 from activities.storage_faults import StorageFaults
+from activities.workspace import WorkspaceActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging
@@ -81,6 +83,8 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     following = FollowingActivities(access, storage)
     interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
+    workspaces = WorkspaceActivities(access, storage)
+    filling = FillingActivities(access, storage, client)
     retention = RetentionActivities(client, storage, access.deployment)
     return Activities(
         of_calls=[
@@ -101,7 +105,13 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             statuses.sandbox_statuses,
             retention.clean_storage,
         ],
-        of_followers=[following.follow_commands],
+        of_followers=[
+            following.follow_commands,
+            workspaces.download_workspace,
+            workspaces.save_workspace,
+            filling.fill_sandbox,
+            filling.push_files,
+        ],
     )
 
 

@@ -18,6 +18,7 @@ from activities.file_windows import WINDOW_BOUND_BYTES, shown_file, shown_window
 from activities.heartbeats import heartbeats
 from activities.outcomes import arguments_of, failed_outcome, outcome_of
 from activities.provider import ProviderAccess
+from activities.reasons import failure_for
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName, call_folder
@@ -33,22 +34,6 @@ UPLOAD_TIMEOUT_S = 180.0
 # Errors of the provider that are about the file, so that the agent can do something about them.
 _ABOUT_THE_FILE = frozenset(
     {ErrorCode.PATH_NOT_FOUND, ErrorCode.PERMISSION_DENIED, ErrorCode.STORAGE_FULL, ErrorCode.TOO_LARGE}
-)
-
-# What the programs in the sandbox say of a failure (in the C locale), and what it means.
-_REASONS: tuple[tuple[str, ErrorCode, str | None], ...] = (
-    ("permission denied", ErrorCode.PERMISSION_DENIED, None),
-    ("operation not permitted", ErrorCode.PERMISSION_DENIED, None),
-    ("read-only file system", ErrorCode.PERMISSION_DENIED, "Write below the workspace."),
-    ("no space left", ErrorCode.STORAGE_FULL, "Delete what is not needed, or use a larger sandbox."),
-    ("quota exceeded", ErrorCode.STORAGE_FULL, "Delete what is not needed, or use a larger sandbox."),
-    ("file too large", ErrorCode.STORAGE_FULL, None),
-    ("not a directory", ErrorCode.INVALID_ARGUMENTS, "A part of the path is a file."),
-    ("file exists", ErrorCode.INVALID_ARGUMENTS, "A part of the path is a file."),
-    ("name too long", ErrorCode.INVALID_ARGUMENTS, None),
-    ("no such file", ErrorCode.PATH_NOT_FOUND, None),
-    ("too many levels of symbolic links", ErrorCode.PATH_NOT_FOUND, None),
-    ("text file busy", ErrorCode.CONFLICT, "The file is a program that runs."),
 )
 
 
@@ -211,8 +196,4 @@ def _refusal(answer: ScriptAnswer, path: str) -> ToolFailure:
             hint="Read the file to see whether the content is there.",
             ambiguous=True,
         )
-    said = " ".join(answer.body.split())
-    for text, code, hint in _REASONS:
-        if text in said.lower():
-            return ToolFailure(code, f"{path}: {text}", hint=hint)
-    return ToolFailure(ErrorCode.INTERNAL, f"{path}: {said[-200:] or answer.kind}")
+    return failure_for(path, answer.body if answer.body.strip() else answer.kind)

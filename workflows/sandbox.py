@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
+from workflows.filling import Filling
+from workflows.keeping import Keeping
 from workflows.ledger import (
     Call,
     Ledger,
@@ -63,8 +65,16 @@ class Sandbox:
         self._kept = start.carried or SandboxCarried(state=SandboxState.CREATING, last_used_at=workflow.now(), runs=0)
         self._ledger = Ledger(self._kept.ledger)
         self._calls = SandboxCalls(start, self._kept, self._ledger, self._tell_operators)
-        self._lifecycle = Lifecycle(start, self._kept, self._calls.quiesce, self._tell_operators)
+        filling = Filling(start, self._kept)
+        self._lifecycle = Lifecycle(
+            start,
+            self._kept,
+            self._calls.quiesce,
+            self._tell_operators,
+            fill=filling.fill if filling.wanted else None,
+        )
         self._calls.attach(self._lifecycle)
+        self._keeping = Keeping(start, self._kept, self._lifecycle)
         self._draining = False
 
     @workflow.run
@@ -145,6 +155,7 @@ class Sandbox:
             calls=running,
             next=self._next(),
             runs=kept.runs,
+            saved=kept.saved,
         )
 
     @workflow.query(name=COMMAND_QUERY)
@@ -171,6 +182,8 @@ class Sandbox:
             return
         if operation.error is not None:
             call.finish(CallOutcome(error=operation.error))
+        elif operation.outcome is not None:
+            call.finish(operation.outcome)
         else:
             result = CreateSandboxResult(sandbox_id=self._start.sandbox_id)
             call.finish(CallOutcome(result=result.model_dump(mode="json")))
@@ -226,7 +239,9 @@ class Sandbox:
 
     def _history_is_long(self) -> bool:
         info = workflow.info()
-        long = info.get_current_history_length() >= HISTORY_LIMIT_EVENTS or info.is_continue_as_new_suggested()
+        long = info.get_current_history_length() >= HISTORY_LIMIT_EVENTS and not self._calls.transferring
+        # The server suggests it at several times as many events; then nothing holds it off any more.
+        long = long or info.is_continue_as_new_suggested()
         # A change of state ends first: calls wait for it, and with them their handlers.
         return long and self._lifecycle.operation is None
 
@@ -256,7 +271,9 @@ class Sandbox:
         """Let calls end, cancel what is left, delete, and complete on confirmed absence only."""
         self._tell_operators()
         lost = self._kept.state is SandboxState.LOST
-        if not lost:
+        if lost:
+            self._keeping.note_loss()
+        else:
             await self._main_await(self._delete())
         self._calls.finish_all(self._last_outcome)
         await self._main_until(workflow.all_handlers_finished)
@@ -268,6 +285,7 @@ class Sandbox:
             outcome=self._ending_kind(lost),
             reason=self._kept.ending or "",
             error=self._kept.error,
+            saved=self._kept.saved,
         )
 
     async def _delete(self) -> None:
@@ -275,6 +293,7 @@ class Sandbox:
         if self._kept.state is SandboxState.STARTED:
             await self._calls.quiesce(self._grace_s())
         self._tell_operators()
+        await self._keeping.keep()
         await self._lifecycle.delete()
 
     def _grace_s(self) -> float:

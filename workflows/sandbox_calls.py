@@ -15,6 +15,7 @@ from workflows.ledger import Call, Ledger, check_identity
 from workflows.lifecycle import DELETED_BY_CALL, Change, Lifecycle, failure_from
 from workflows.patches import Patch
 from workflows.steps import error_of, signal_of, step_in_two_tries
+from workflows.transfers import Transfers
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
@@ -40,7 +41,14 @@ _LAST_WORDS_S = 15.0
 """How long a killed command may take to report what it wrote."""
 
 # Tools that use the inside of the sandbox: they are shared, and hold off the idle timer.
-_INSIDE = {ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE, ToolName.COMMAND}
+_INSIDE = {
+    ToolName.EXEC,
+    ToolName.READ_FILE,
+    ToolName.WRITE_FILE,
+    ToolName.DOWNLOAD_WORKSPACE,
+    ToolName.PUSH_FILES,
+    ToolName.COMMAND,
+}
 _CHANGES: dict[str, Change] = {"start": "start", "stop": "stop", "archive": "archive"}
 
 
@@ -50,9 +58,11 @@ class SandboxCalls:
     def __init__(self, start: SandboxStart, kept: SandboxCarried, ledger: Ledger, changed: Callable[[], None]) -> None:
         """`changed` hears of every call that begins or ends."""
         self._start = start
+        self._kept = kept
         self._ledger = ledger
         self._changed_calls = changed
         self._inside: set[str] = set()
+        self._transfers = Transfers(start)
         self.commands = Commands(start, kept, self._command_ended)
         self._exec_calls = ExecCalls(start, ledger, self.commands, self._inside, self._finish)
         self._command_calls = CommandCalls(self.commands, ledger, self._exec_calls.call_off)
@@ -70,6 +80,11 @@ class SandboxCalls:
         """Whether something uses the sandbox or waits to, however long it takes."""
         calls = any(call.entry.tool in _INSIDE for call in self._ledger.running())
         return calls or self.commands.bounded_run
+
+    @property
+    def transferring(self) -> bool:
+        """Whether something runs that would start over if the workflow continued as new."""
+        return self._transfers.running
 
     def resume(self) -> None:
         """Go on with the commands and calls that were running when the workflow continued as new."""
@@ -121,6 +136,7 @@ class SandboxCalls:
         """
         if self._inside:
             await until(lambda: not self._inside, timeout_s=grace_s)
+        self._transfers.cancel()
         doomed = {record.place.call_id for record in self.commands.running()}
         doomed |= {call_id for call_id in self._inside if self._tool_of(call_id) == ToolName.EXEC}
         if doomed:
@@ -243,6 +259,14 @@ class SandboxCalls:
     async def _inside_started(self, call: Call, request: CallRequest, tool: ToolName) -> CallOutcome:
         if tool is ToolName.EXEC:
             return await self._exec_calls.run(call, request)
+        if tool is ToolName.DOWNLOAD_WORKSPACE:
+            transfer = self._transfers.begin_download(call, request, self._lifecycle.ref())
+            await self._promptly(call, transfer)
+            return transfer.result()
+        if tool is ToolName.PUSH_FILES:
+            transfer = self._transfers.begin_push(call, request, self._lifecycle.ref())
+            await self._promptly(call, transfer)
+            return transfer.result()
         activity = Activity.READ_FILE if tool is ToolName.READ_FILE else Activity.WRITE_FILE
         step = CallStep(
             ref=self._lifecycle.ref(),
@@ -291,7 +315,10 @@ class SandboxCalls:
     def managed(self, action: Action) -> CallOutcome:
         """The outcome of an action that has been taken."""
         result = ManageSandboxResult(
-            sandbox_id=self._start.sandbox_id, action=action, state=self._lifecycle.state.value
+            sandbox_id=self._start.sandbox_id,
+            action=action,
+            state=self._lifecycle.state.value,
+            saved=self._kept.saved if action == "delete" else None,
         )
         return CallOutcome(result=result.model_dump(mode="json"))
 

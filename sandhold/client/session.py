@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar, overload
 
 from pydantic import JsonValue
@@ -35,6 +35,8 @@ from sandhold.contracts.tools import (
     WriteFileResult,
     parse_arguments,
 )
+from sandhold.contracts.transfers import PushFilesResult, RestoreFrom
+from sandhold.contracts.workspaces import DownloadWorkspaceResult
 from sandhold.storage import SessionStorage
 
 Result = TypeVar("Result", bound=Message)
@@ -148,10 +150,16 @@ class Session:
         snapshot: str | None = None,
         env: Mapping[str, str] | None = None,
         auto_stop_minutes: int | None = None,
+        upload_files: Iterable[tuple[str, str]] | None = None,
+        restore_from: str | RestoreFrom | None = None,
         call_id: str | None = None,
         timeout: float | None = None,
     ) -> CreateSandboxResult:
-        """Create a sandbox and return once it is started."""
+        """Create a sandbox and return once it is started, with what it was asked to bring along.
+
+        `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be brought is told
+        by the result, and fails nothing else.
+        """
         arguments = _given(
             title=title,
             sandbox_id=sandbox_id,
@@ -159,6 +167,8 @@ class Session:
             snapshot=snapshot,
             env=dict(env) if env is not None else None,
             auto_stop_minutes=auto_stop_minutes,
+            upload_files=None if upload_files is None else _pairs(upload_files),
+            restore_from=None if restore_from is None else _source(restore_from),
         )
         return await self._typed(ToolName.CREATE_SANDBOX, arguments, CreateSandboxResult, call_id, timeout)
 
@@ -243,6 +253,44 @@ class Session:
             sandbox_id=sandbox_id, path=path, content=content, encoding=encoding, mode=mode, append=append
         )
         return await self._typed(ToolName.WRITE_FILE, arguments, WriteFileResult, call_id, timeout)
+
+    async def download_workspace(
+        self,
+        sandbox_id: str,
+        sandbox_path: str | None = None,
+        *,
+        session_path: str | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        format: Literal["files", "archive"] | None = None,  # noqa: A002 - the tool's own name for it
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> DownloadWorkspaceResult:
+        """Save a directory or a file of the sandbox to the session's storage; return once it is there."""
+        arguments = _given(
+            sandbox_id=sandbox_id,
+            sandbox_path=sandbox_path,
+            session_path=session_path,
+            include=None if include is None else list(include),
+            exclude=None if exclude is None else list(exclude),
+            format=format,
+        )
+        return await self._typed(ToolName.DOWNLOAD_WORKSPACE, arguments, DownloadWorkspaceResult, call_id, timeout)
+
+    async def push_files(
+        self,
+        sandbox_id: str,
+        files: Iterable[tuple[str, str]],
+        *,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> PushFilesResult:
+        """Bring files and folders from the session's storage into a sandbox; each by itself, whole or not at all.
+
+        `files` are at most 100 pairs of a path in session storage and one in the sandbox.
+        """
+        arguments = _given(sandbox_id=sandbox_id, files=_pairs(files))
+        return await self._typed(ToolName.PUSH_FILES, arguments, PushFilesResult, call_id, timeout)
 
     async def list_sandboxes(self, *, timeout: float | None = None) -> ListSandboxesResult:
         return await self._typed(ToolName.LIST_SANDBOXES, {}, ListSandboxesResult, None, timeout)
@@ -364,6 +412,15 @@ class Session:
             return [book.sandbox_id for book in (await self._status(deadline)).sandboxes]
         except (SessionNotFound, SessionEnded):
             return []
+
+
+def _pairs(files: Iterable[tuple[str, str]]) -> list[JsonValue]:
+    return [{"session_path": session_path, "sandbox_path": sandbox_path} for session_path, sandbox_path in files]
+
+
+def _source(restore_from: str | RestoreFrom) -> JsonValue:
+    wanted = {"session_path": restore_from} if isinstance(restore_from, str) else restore_from.model_dump()
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _given(**arguments: JsonValue) -> dict[str, JsonValue]:

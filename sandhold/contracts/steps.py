@@ -11,6 +11,7 @@ from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, StorageRef
 from sandhold.contracts.fields import CommandStatus, Size
 from sandhold.contracts.policy import Policy
+from sandhold.contracts.transfers import RestoreFrom, UploadFile
 
 
 class SandboxRef(Message):
@@ -78,6 +79,31 @@ class CommandStep(CallStep):
     """Timeout of a command that names none; a background command that names none has no timeout."""
     output_cap_bytes: int
     """Bytes of stdout and stderr together above which the command is ended."""
+
+
+class DownloadStep(CallStep):
+    """One directory or file to bring into session storage: `download_workspace`."""
+
+    file_quota_bytes: int
+    """What one file in session storage may hold, by the policy."""
+
+
+class SaveStep(Message):
+    """The workspace of a sandbox that is about to be deleted: `save_workspace`."""
+
+    ref: SandboxRef
+    file_quota_bytes: int
+    """What one file in session storage may hold, by the policy."""
+
+
+class FillStep(Message):
+    """What to bring into a new sandbox before it is used: `fill_sandbox`."""
+
+    ref: SandboxRef
+    call_id: str
+    """The create call."""
+    restore_from: RestoreFrom | None = None
+    upload_files: list[UploadFile] = Field(default_factory=list)
 
 
 CancelReason = Literal["cancelled"]

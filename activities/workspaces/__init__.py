@@ -1,0 +1,1 @@
+"""Workspaces on their way from a sandbox into session storage."""

@@ -1,0 +1,282 @@
+"""`python -m bench.workspaces`: download workspaces, beside the provider's own client in the same run.
+
+The yardstick packs the same directories with `tar` into a file in the sandbox and downloads that file: what one would
+do by hand. The ways are measured by turns, so that noise hits all alike. The memory is the worker's at its peak while
+it worked, over what it had before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from daytona import AsyncDaytona, AsyncSandbox, DaytonaConfig
+from pydantic import BaseModel, computed_field
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from bench.report import Machine
+from sandhold.cli.dev_run import show_failure
+from sandhold.cli.stack.errors import StackFailed
+from sandhold.cli.stack.interrupts import Interrupted, until_interrupted
+from sandhold.cli.stack.options import StackOptions
+from sandhold.cli.stack.plans import without_proxy_on_loopback
+from sandhold.cli.stack.stack import Stack
+from sandhold.client import Sandhold, Session
+from sandhold.contracts.workspaces import DownloadWorkspaceResult
+from sandhold.settings import Settings
+
+MIB = 1024 * 1024
+WANTED_SHARE = 0.8
+WANTED_GROWTH_BYTES = 64 * MIB
+FOLDERS = 5
+"""A tree is downloaded by hand folder by folder: a sandbox of 10 GiB has no room for one of 5 GiB and its archive."""
+_ROOM = {"storage_quota_bytes": 128 * 1024 * MIB, "file_quota_bytes": 32 * 1024 * MIB}
+
+_MAKE = """
+import os, sys
+kind, total, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+words = b" ".join(b"line %d of the sources" % n for n in range(4000))
+for number in range(count):
+    size = total // count
+    folder = f"{number % 5}/{number % 100}"
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/file-{number}", "wb") as file:
+        # Every other file is text; a large one is random, so that nothing can be saved by compressing it.
+        is_text = kind == "mixed" and number % 2
+        while size:
+            piece = min(size, 1 << 20)
+            at = os.getpid() * number % 1000
+            file.write((words[at:] * (piece // (len(words) - at) + 1))[:piece] if is_text else os.urandom(piece))
+            size -= piece
+"""
+
+
+class Way(BaseModel):
+    """One way to get a tree."""
+
+    seconds: list[float]
+    growth_mib: float | None = None
+    """By how much the worker's memory grew at most."""
+
+    @property
+    def typical_s(self) -> float:
+        return statistics.median(self.seconds)
+
+
+class Tree(BaseModel):
+    name: str
+    files: int
+    bytes: int
+    raw: Way
+    archive: Way
+    single_files: Way
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def archive_share(self) -> float:
+        """Throughput of `archive` in terms of the yardstick's."""
+        return self.raw.typical_s / self.archive.typical_s
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def files_share(self) -> float:
+        return self.raw.typical_s / self.single_files.typical_s
+
+
+class WorkspaceReport(BaseModel):
+    machine: Machine
+    trees: list[Tree]
+
+
+class Measuring:
+    """One sandbox, and the ways out of it."""
+
+    def __init__(
+        self, session: Session, sandbox_id: str, sandbox: AsyncSandbox, worker_pid: int, folder: Path, rounds: int
+    ) -> None:
+        self._session = session
+        self._sandbox_id = sandbox_id
+        self._sandbox = sandbox
+        self._worker_pid = worker_pid
+        self._folder = folder
+        self._rounds = rounds
+
+    async def tree(self, name: str, kind: str, total: int, count: int) -> Tree:
+        path = f"/home/daytona/{kind}-{count}"
+        await self._run(
+            f"mkdir {path} && cd {path} && cat >../make.py && python3 ../make.py {kind} {total} {count}", _MAKE
+        )
+        raw, archive, files = Way(seconds=[]), Way(seconds=[]), Way(seconds=[])
+        for _ in range(self._rounds):
+            raw.seconds.append(await _timed(self._by_hand(path)))
+            await self._download(archive, path, "archive", count)
+        raw.seconds.append(await _timed(self._by_hand(path)))
+        await self._download(files, path, "files", count)
+        await self._run(f"rm -rf {path}")
+        return Tree(name=name, files=count, bytes=total // count * count, raw=raw, archive=archive, single_files=files)
+
+    async def _by_hand(self, path: str) -> None:
+        for number in range(FOLDERS):
+            await self._run(f"cd {path} && if [ -d {number} ]; then tar -cf ~/by-hand.tar {number}; fi")
+            if await self._run("test -e ~/by-hand.tar && echo yes || true"):
+                with (self._folder / "by-hand.tar").open("wb") as file:
+                    async for piece in await self._sandbox.fs.download_file_stream("/home/daytona/by-hand.tar"):
+                        file.write(piece)
+                await self._run("rm ~/by-hand.tar")
+
+    async def _download(self, way: Way, path: str, form: str, count: int) -> None:
+        pid = self._worker_pid
+        before = _forget_peak(pid)
+        result: DownloadWorkspaceResult | None = None
+
+        async def download() -> None:
+            nonlocal result
+            result = await self._session.download_workspace(
+                self._sandbox_id,
+                path,
+                session_path="/saved/it",
+                format="archive" if form == "archive" else "files",
+            )
+
+        way.seconds.append(await _timed(download()))
+        way.growth_mib = max(way.growth_mib or 0.0, (_memory(pid, "VmHWM") - before) / MIB)
+        assert result is not None
+        assert (result.files_downloaded, result.skipped_count) == (count, 0)
+        await self._session.files.delete_folder("saved")
+
+    async def _run(self, command: str, stdin: str = "") -> str:
+        script = f"{{ {command}; }} <<'END'\n{stdin}\nEND\n" if stdin else command
+        answer = await self._sandbox.process.exec(script, timeout=1800)
+        if answer.exit_code != 0:
+            raise RuntimeError(f"{command}: {answer.result[-500:]}")
+        return answer.result
+
+
+async def _timed(work: Awaitable[None]) -> float:
+    began = time.monotonic()
+    await work
+    return time.monotonic() - began
+
+
+def _forget_peak(pid: int) -> int:
+    """Let the peak of the process's memory begin anew; what it has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return _memory(pid, "VmRSS")
+
+
+def _memory(pid: int, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+async def _measure(stack: Stack, given: argparse.Namespace, tell: Callable[[str], None]) -> WorkspaceReport:
+    os.environ.update(without_proxy_on_loopback(os.environ))
+    key = stack.settings.daytona_api_key
+    assert key is not None
+    warnings.filterwarnings("ignore", message="Polling-only mode", category=DeprecationWarning)
+    config = DaytonaConfig(
+        api_key=key.get_secret_value(), api_url=stack.settings.daytona_api_url, use_deprecated_polling=True
+    )
+    machine = Machine.this()
+    with TemporaryDirectory(dir=stack.settings.data_dir) as folder:
+        async with AsyncDaytona(config) as provider:
+            sandhold = await Sandhold.connect(stack.settings)
+            session = await sandhold.open_session(owner="bench", policy=_ROOM)
+            box = await session.create_sandbox(size="large")
+            [row] = (await session.show()).sandboxes
+            assert row.provider_id is not None
+            sandbox = await provider.get(row.provider_id)
+            measuring = Measuring(session, box.sandbox_id, sandbox, stack.pids()["worker"], Path(folder), given.rounds)
+            # The first download loads what the worker needs; it is not measured.
+            await measuring.tree("warming up", "random", MIB, 10)
+            trees = []
+            for name, kind, total, count in (
+                ("one large file", "random", given.file_bytes, 1),
+                ("many small files", "mixed", given.files * 1024, given.files),
+                ("a tree", "mixed", given.tree_bytes, max(1, given.tree_bytes // (4 * MIB))),
+            ):
+                tell(f"measuring: {name}")
+                trees.append(await measuring.tree(name, kind, total, count))
+            await session.end()
+    return WorkspaceReport(machine=machine, trees=trees)
+
+
+def show(report: WorkspaceReport, console: Console) -> None:
+    table = Table(
+        Column("tree"),
+        *(
+            Column(name, justify="right")
+            for name in ("files", "MiB", "by hand", "archive", "files ", "of by hand", "memory")
+        ),
+    )
+    for tree in report.trees:
+        speed = [f"{tree.bytes / MIB / way.typical_s:.0f} MiB/s" for way in (tree.raw, tree.archive, tree.single_files)]
+        growth = max(tree.archive.growth_mib or 0, tree.single_files.growth_mib or 0)
+        share = f"{tree.archive_share:.2f} / {tree.files_share:.2f}"
+        table.add_row(tree.name, f"{tree.files:,}", f"{tree.bytes / MIB:.0f}", *speed, share, f"+{growth:.0f} MiB")
+    console.print(table)
+    console.print(
+        f"wanted: archive at least {WANTED_SHARE} of by hand, memory less than +{WANTED_GROWTH_BYTES // MIB} MiB; "
+        f"{report.machine.cpus} processors, load {report.machine.load_before:.1f} before"
+    )
+
+
+async def _run(given: argparse.Namespace, console: Console) -> WorkspaceReport:
+    def told(part: str, what: str) -> None:
+        console.print(f"  [dim]{escape(part)}: {escape(what)}[/]", highlight=False)
+
+    settings = Settings.load(running_stack=False)
+    nowhere = dict.fromkeys(["temporal_address", "storage_url", "daytona_api_url", "daytona_api_key"])
+    own = settings.model_copy(update=nowhere)
+    options = StackOptions(data_dir=settings.data_dir / "bench", fresh=True, usual_ports=False)
+    stack = Stack(own, options, told)
+
+    async def work() -> WorkspaceReport:
+        async with stack:
+            return await _measure(stack, given, lambda what: told("bench", what))
+
+    return await until_interrupted(stack, work())
+
+
+def main() -> int:
+    """Run the bench as the command line says; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.workspaces", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    parser.add_argument("--file-bytes", type=int, default=2048 * MIB, help="size of the large file")
+    parser.add_argument("--files", type=int, default=100_000, help="how many small files of 1 KiB")
+    parser.add_argument("--tree-bytes", type=int, default=5 * 1024 * MIB, help="size of the tree of 4 MiB files")
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    console = Console(soft_wrap=True)
+    try:
+        report = asyncio.run(_run(given, console))
+    except Interrupted:
+        return 130
+    except StackFailed as failure:
+        show_failure(failure, console)
+        return 1
+    show(report, console)
+    if given.json is not None:
+        given.json.write_text(report.model_dump_json(indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    with contextlib.suppress(ValueError):
+        sys.stdout.flush()
+    # The interpreter sometimes aborts at exit once Temporal's client ran (see `worker.py`).
+    os._exit(code)

@@ -1,0 +1,198 @@
+"""Tar streams: read as `tarfile` and the tars of this machine write them, written so that both read them back."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from activities.tar import END_OF_ARCHIVE, EntryKind, TarBroken, TarEntry, TarReader, header, padding
+
+NAMES = st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name and not name.endswith(b"/"))
+
+
+@dataclass
+class Seen:
+    """A visitor that keeps everything it wants."""
+
+    wanted: bool = True
+    entries: list[TarEntry] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    holes: int = 0
+    open: bytearray | None = None
+
+    def begin(self, entry: TarEntry) -> bool:
+        assert self.open is None
+        self.entries.append(entry)
+        if entry.kind is EntryKind.FILE and self.wanted:
+            self.open = bytearray()
+            return True
+        return False
+
+    def content(self, piece: memoryview) -> None:
+        assert self.open is not None
+        self.open += piece
+
+    def hole(self, size: int) -> None:
+        assert self.open is not None
+        self.open += bytes(size)
+        self.holes += size
+
+    def finish(self) -> None:
+        assert self.open is not None
+        self.contents.append(bytes(self.open))
+        self.open = None
+
+
+def seen(data: bytes, step: int = 1 << 20, *, wanted: bool = True) -> Seen:
+    visitor = Seen(wanted)
+    reader = TarReader(visitor)
+    for at in range(0, len(data), step):
+        reader.feed(data[at : at + step])
+    reader.close()
+    return visitor
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(NAMES, st.binary(max_size=2000)), max_size=6),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.integers(1, 3000),
+)
+def test_what_tarfile_writes_is_read_in_pieces_of_any_size(
+    files: list[tuple[bytes, bytes]], form: int, step: int
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form, encoding="utf-8", errors="surrogateescape") as tar:
+        for name, data in files:
+            member = tarfile.TarInfo(os.fsdecode(name))
+            member.size, member.mtime = len(data), 1_700_000_000
+            tar.addfile(member, io.BytesIO(data))
+    found = seen(buffer.getvalue(), step)
+    assert [(entry.name, entry.size) for entry in found.entries] == [(name, len(data)) for name, data in files]
+    assert found.contents == [data for _, data in files]
+    unwanted = seen(buffer.getvalue(), step, wanted=False)
+    assert [entry.name for entry in unwanted.entries] == [name for name, _ in files]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            NAMES,
+            st.sampled_from([EntryKind.FILE, EntryKind.DIRECTORY, EntryKind.SYMLINK, EntryKind.HARD_LINK]),
+            st.integers(0, 0o7777),
+            st.integers(0, 2**40),
+            NAMES,
+            st.binary(max_size=1500),
+        ),
+        max_size=6,
+        unique_by=lambda entry: entry[0],
+    )
+)
+def test_what_is_written_is_read_by_tarfile_byte_for_byte(
+    given_entries: list[tuple[bytes, EntryKind, int, int, bytes, bytes]],
+) -> None:
+    data = b""
+    for name, kind, mode, mtime, link, content in given_entries:
+        is_file = kind is EntryKind.FILE
+        is_link = kind in {EntryKind.SYMLINK, EntryKind.HARD_LINK}
+        entry = TarEntry(name, kind, mode, mtime, len(content) if is_file else 0, link if is_link else b"")
+        data += header(entry) + (content + padding(len(content)) if is_file else b"")
+    with tarfile.open(fileobj=io.BytesIO(data + END_OF_ARCHIVE)) as tar:
+        members = tar.getmembers()
+        assert [os.fsencode(member.name) for member in members] == [entry[0] for entry in given_entries]
+        for member, (_, kind, mode, mtime, link, content) in zip(members, given_entries, strict=True):
+            assert (member.mode, member.uid, member.gid) == (mode & 0o777, 0, 0)
+            assert member.mtime == min(mtime, 8**11 - 1)
+            if kind is EntryKind.FILE:
+                file = tar.extractfile(member)
+                assert file is not None
+                assert file.read() == content
+            elif kind is not EntryKind.DIRECTORY:
+                assert os.fsencode(member.linkname) == link
+
+
+def test_sizes_beyond_what_octal_digits_hold_go_both_ways() -> None:
+    size = 2**36
+    entry = TarEntry(b"huge", EntryKind.FILE, 0o644, 0, size, b"")
+    visitor = Seen(wanted=False)
+    TarReader(visitor).feed(header(entry))
+    assert visitor.entries == [replace(entry, blocks=header(entry))]
+
+
+TARS = {"gnu": ["tar", "--format=gnu", "--sparse"], "busybox": ["busybox", "tar"], "pax": ["tar", "--format=pax"]}
+
+
+@pytest.mark.parametrize("tar", [name for name, command in TARS.items() if shutil.which(command[0])])
+def test_the_tars_of_this_machine_are_understood(tar: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    long = "n" * 200
+    (tree / long).write_bytes(b"long")
+    (tree / "target").write_bytes(bytes(range(256)) * 5)
+    (tree / "hard").hardlink_to(tree / "target")
+    (tree / "link").symlink_to("t" * 150)
+    os.mkfifo(tree / "fifo")
+    (tree / "folder").mkdir()
+    with (tree / "sparse").open("wb") as file:
+        for at in range(0, 40_000_000, 1_000_000):
+            file.seek(at)
+            file.write(b"x" * 5000)
+        file.truncate(41_000_000)
+    packed = subprocess.run([*TARS[tar], "-cf", "-", "-C", str(tree), "."], stdout=subprocess.PIPE, check=True).stdout
+    found = seen(packed, 4000)
+    kinds = {entry.name.removeprefix(b"./").rstrip(b"/"): entry.kind for entry in found.entries}
+    assert {kinds.pop(b"target"), kinds.pop(b"hard")} == {EntryKind.FILE, EntryKind.HARD_LINK}
+    assert kinds == {
+        b"": EntryKind.DIRECTORY,
+        long.encode(): EntryKind.FILE,
+        b"link": EntryKind.SYMLINK,
+        b"fifo": EntryKind.FIFO,
+        b"folder": EntryKind.DIRECTORY,
+        b"sparse": EntryKind.FILE,
+    }
+    contents = {len(content): content for content in found.contents}
+    assert contents[4] == b"long"
+    assert contents[1280] == bytes(range(256)) * 5
+    assert contents[41_000_000] == (tree / "sparse").read_bytes()
+    assert (found.holes > 39_000_000) == (tar == "gnu")
+    assert next(entry for entry in found.entries if entry.kind is EntryKind.SYMLINK).link == b"t" * 150
+
+
+GOOD = header(TarEntry(b"name", EntryKind.FILE, 0o644, 0, 5, b"")) + b"12345" + padding(5) + END_OF_ARCHIVE
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x" * 2048,
+        GOOD[:100],
+        GOOD[:514],
+        GOOD[:1024],
+        GOOD[:20] + b"!" + GOOD[21:],
+        GOOD[:124] + b"zzz" + GOOD[127:],
+        header(TarEntry(b"a" * 70_000, EntryKind.FILE, 0, 0, 0, b"")) + END_OF_ARCHIVE,
+    ],
+    ids=["nothing", "noise", "half a header", "half a file", "no end", "damaged", "no number", "endless name"],
+)
+def test_what_is_no_whole_archive_is_noticed(data: bytes) -> None:
+    with pytest.raises(TarBroken):
+        seen(data)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 255), st.integers(1, 600))
+def test_a_damaged_stream_breaks_in_no_other_way(at: int, byte: int, step: int) -> None:
+    with contextlib.suppress(TarBroken):
+        seen(GOOD[:at] + bytes([byte]) + GOOD[at + 1 :], step)

@@ -1,0 +1,79 @@
+"""Patterns, and what of them tar is told: only what it decides as we do."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activities.workspaces.selection import Selection
+
+PARTS = st.sampled_from(["a", "b", "src", ".git", "node_modules", "x.py", "build"])
+PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
+PATTERNS = st.lists(
+    st.one_of(
+        PARTS, PARTS.map("{}/".format), PATHS.map("/{}".format), st.sampled_from(["*.py", "!.git", "**/b", "#x"])
+    ),
+    max_size=4,
+)
+
+
+def reference(path: str, patterns: list[str]) -> bool:
+    """The same, by asking the library for every directory on the way: what lies in one that is out is out."""
+    from pathspec import GitIgnoreSpec
+
+    from sandhold.contracts.workspaces import LEFT_OUT_BY_DEFAULT
+
+    spec = GitIgnoreSpec.from_lines([*LEFT_OUT_BY_DEFAULT, *patterns])
+    parts = path.split("/")
+    above = ["/".join(parts[:count]) + "/" for count in range(1, len(parts))]
+    return any(spec.match_file(each) for each in [*above, path])
+
+
+@given(PATHS, PATTERNS)
+def test_the_short_ways_decide_as_the_library_does(path: str, patterns: list[str]) -> None:
+    selection = Selection("/w", (), patterns)
+    assert selection.takes(path.encode(), is_directory=False) == (not reference(path, patterns))
+
+
+@given(PATHS, PATTERNS)
+def test_tar_leaves_out_only_what_we_would(path: str, patterns: list[str]) -> None:
+    selection = Selection("/w", (), patterns)
+    if set(path.split("/")) & set(selection.names_for_tar()):
+        assert not selection.takes(path.encode(), is_directory=False)
+
+
+@given(PATHS, st.lists(PATHS.map("/{}".format), min_size=1, max_size=3))
+def test_operands_hold_everything_that_is_included(path: str, include: list[str]) -> None:
+    selection = Selection("/w", include)
+    operands = selection.operands_for_tar()
+    assert operands is not None
+    if selection.takes(path.encode(), is_directory=False):
+        assert any(path == each or path.startswith(f"{each}/") for each in operands)
+
+
+def test_patterns_that_may_match_anywhere_are_no_operands() -> None:
+    for pattern in ("src", "src/", "*.py", "/a*", "/a/../b", "!/a", "a/**/b"):
+        assert Selection("/w", [pattern]).operands_for_tar() is None, pattern
+    assert Selection("/w", ["/a", "a/b", "c/d/"]).operands_for_tar() == ["a", "c/d"]
+
+
+def test_a_pattern_that_brings_something_back_keeps_tar_from_leaving_anything_out() -> None:
+    assert "node_modules" in Selection("/w").names_for_tar()
+    assert Selection("/w", (), ["*.log", "!.git"]).names_for_tar() == []
+
+
+def test_a_default_that_is_brought_back_first_leaves_the_others_to_tar() -> None:
+    selection = Selection("/w", (), ["!.git", "!.hg", "*.log"])
+    assert {"node_modules", "venv"} <= set(selection.names_for_tar())
+    assert not {".git", ".hg"} & set(selection.names_for_tar())
+    assert selection.takes(b".git/config", is_directory=False)
+    assert not selection.takes(b"node_modules/x", is_directory=False)
+    assert not selection.takes(b".git/x.log", is_directory=False)
+    assert not Selection("/w", (), ["!.git", ".git"]).takes(b".git/config", is_directory=False)
+
+
+def test_the_kernels_files_are_left_out_of_the_root() -> None:
+    root = Selection("/", (), ["!proc"])
+    assert not root.takes(b"proc/1/environ", is_directory=False)
+    assert root.takes(b"home/proc", is_directory=False)
+    assert Selection("/w").takes(b"proc/x", is_directory=False)
