@@ -63,7 +63,7 @@ class Sandbox:
         self._kept = start.carried or SandboxCarried(state=SandboxState.CREATING, last_used_at=workflow.now(), runs=0)
         self._ledger = Ledger(self._kept.ledger)
         self._calls = SandboxCalls(start, self._kept, self._ledger, self._tell_operators)
-        self._lifecycle = Lifecycle(start, self._kept, self._calls.quiesce, self._tell_operators)
+        self._lifecycle = Lifecycle(start, self._kept, self._calls, self._tell_operators)
         self._calls.attach(self._lifecycle)
         self._draining = False
 
@@ -274,6 +274,8 @@ class Sandbox:
         await until(lambda: self._lifecycle.operation is None)
         if self._kept.state is SandboxState.STARTED:
             await self._calls.quiesce(self._grace_s())
+            # Nothing holds a deletion up: it ends them for certain.
+            await self._calls.end_with_sandbox()
         self._tell_operators()
         await self._lifecycle.delete()
 
