@@ -82,7 +82,7 @@ class ExecCalls:
         except ActivityError as failure:
             if not may_have_been_done(failure) or not workflow.patched(Patch.UNSURE_COMMANDS):
                 raise
-            self._record(call, CommandProgress(call_id=call.call_id, running=_unsure(call)))
+            self._record(call, CommandProgress(call_id=call.call_id, running=_unsure(call, policy.output_cap_bytes)))
             return may_run(call.call_id, error_of(failure))
         if progress.outcome is not None and progress.outcome.error is not None:
             return progress.outcome  # Nothing was started.
@@ -132,7 +132,7 @@ class ExecCalls:
         return call.entry.outcome
 
 
-def _unsure(call: Call) -> CommandPlace:
+def _unsure(call: Call, cap_bytes: int) -> CommandPlace:
     """The place of a command of which nobody knows whether it was started; its call has been answered."""
     return CommandPlace(
         call_id=call.call_id,
@@ -141,4 +141,5 @@ def _unsure(call: Call) -> CommandPlace:
         background=True,
         bounded=False,
         unsure=True,
+        cap_bytes=cap_bytes,
     )

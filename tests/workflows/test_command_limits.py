@@ -63,6 +63,7 @@ def place(number: int) -> CommandPlace:
         cancelled="cancelled",
         stored=StoredOutput(stdout_bytes=2**40, stderr_bytes=2**40),
         unsure=True,
+        cap_bytes=2**40,
     )
 
 
