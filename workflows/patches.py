@@ -24,5 +24,7 @@ class Patch(StrEnum):
     """A command that did not say how it ended before a stop is over once the stop has been made, not before."""
     STOPS_BY_FOLLOWER = "stops-by-follower"
     """A follower that finds the sandbox stopped interrupts what it follows, unless the sandbox was started since."""
+    REFUSED_FOR_NOW = "refused-for-now"
+    """A call that was refused for something that passes can come again under its id."""
     REPEATED_COMMANDS = "repeated-commands"
     """A call that the ledger has forgotten and whose command is on record is answered by the record."""

@@ -100,7 +100,7 @@ class Sandbox:
         refuse_while_draining(self._draining)
         check_size(request)
         # At no cost in history: a deletion that hangs can meet any number of calls.
-        refused = self._calls.refusal(request)
+        refused = self._calls.refusal(request) or self._calls.no_room(request)
         if refused is not None:
             raise as_application_error(refused)
 

@@ -87,6 +87,19 @@ class SandboxCalls:
             return None
         return ending
 
+    def no_room(self, request: CallRequest) -> ToolError | None:
+        """Why no other call can be taken on for now; None when one can, or this one is known.
+
+        Asked before a call is on record, so that it can come again under its id.
+        """
+        known = self._ledger.get(request.call_id)
+        if known is not None and not known.entry.refused_for_now:
+            return None
+        refused = self._ledger.no_room(request)
+        if refused is None and request.tool == ToolName.EXEC:
+            refused = self._exec_calls.no_room(request)
+        return refused
+
     def admit(self, request: CallRequest) -> Call:
         """Take a call on, or find it again. Raises ToolFailure with what is wrong with it.
 

@@ -59,6 +59,10 @@ _NO_ANSWER = {
     RPCStatusCode.OUT_OF_RANGE,
 }
 _CLOSED_BEFORE_ITS_FIRST_TASK = "closed before WorkflowTaskStarted"  # server 1.32.0, for a query
+_NOT_LOOKED_AT = "UnprocessedUpdate"
+"""The server's failure type for an update that a worker's task was to answer and did not (server 1.32.0)."""
+_SENT_AGAIN = {DRAINING, _NOT_LOOKED_AT}
+"""Types of refusals that pass by themselves, with nothing done."""
 _WAITED_OUT = {RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED}
 _FOR_THE_CALLER = {RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.ALREADY_EXISTS}
 
@@ -162,7 +166,8 @@ class TemporalRequests:
         deadline: Deadline,
         slot_within_s: float | None = None,
     ) -> Model:
-        """The answer to an update. A refusal because the workflow is draining is sent again under the same id.
+        """The answer to an update. One that was refused because the workflow is draining, or that no worker has looked
+        at, is sent again under the same id.
 
         With `slot_within_s` it raises NoSlot when the workflow has too many updates in flight for so long.
         """
@@ -182,7 +187,7 @@ class TemporalRequests:
                 async with slots.take(left_s if slot_within_s is None else min(slot_within_s, left_s)):
                     return await self.send(attempt, deadline=deadline, may_be_full=slot_within_s is not None)
             except WorkflowUpdateFailedError as refusal:
-                if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type == DRAINING):
+                if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type in _SENT_AGAIN):
                     raise
             await draining.sleep(deadline)
 
