@@ -58,6 +58,7 @@ _EXIT_HINTS = {
 }
 
 
+_BEYOND_CAP = "Only the first {kept} bytes of the output were kept, because the command wrote so much more than it may."
 _NO_ROOM = (
     "The session's storage is full (storage_quota_bytes), so only the beginning of the output was kept there. "
     "Files that are not needed can be deleted from it."
@@ -97,11 +98,16 @@ def exec_result(
     )
 
 
-def with_files(result: ExecResult, *, whole: bool = True) -> ExecResult:
-    """The result of a command whose output is in session storage; `whole` unless there was no room for all of it."""
+def with_files(result: ExecResult, *, whole: bool = True, cut_at: int | None = None) -> ExecResult:
+    """The result of a command whose output is in session storage; `whole` unless there was no room for all of it.
+
+    `cut_at` is how many bytes of stdout and stderr were kept of a command that wrote far more than its cap.
+    """
     call_id = result.call_id
-    files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"), whole=whole)
-    hint = result.hint if whole else " ".join(filter(None, [result.hint, _NO_ROOM]))
+    kept = whole and cut_at is None
+    files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"), whole=kept)
+    why = [None if whole else _NO_ROOM, None if cut_at is None else _BEYOND_CAP.format(kept=cut_at)]
+    hint = " ".join(filter(None, [result.hint, *why])) or None
     return result.model_copy(update={"output_files": files, "hint": hint})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -53,6 +53,19 @@ _BACKSTOP_IDLE_S = 600.0
 _BACKSTOP_LIFETIME_S = DAY_S
 
 
+class Inside(Protocol):
+    """What runs in the sandbox, as a stop needs to deal with it."""
+
+    async def quiesce(self) -> None:
+        """Ask everything to end, and wait a while for it."""
+
+    async def end_with_sandbox(self) -> None:
+        """The sandbox does not run any more: what has not told its end has an outcome when this returns."""
+
+    def go_on(self) -> None:
+        """The stop failed: what has not ended by then runs on."""
+
+
 class Operation:
     """One change of state under way."""
 
@@ -74,21 +87,23 @@ class Lifecycle:
         self,
         start: SandboxStart,
         kept: SandboxCarried,
-        quiesce: Callable[[], Awaitable[None]],
+        inside: Inside,
         changed: Callable[[], None],
         fill: Fill | None = None,
     ) -> None:
-        """`quiesce` ends what runs in the sandbox and is awaited before a stop; `changed` hears of every new state.
+        """`inside` is quiesced before a stop, and hears how that went; `changed` hears of every new state.
 
         `fill` brings into a new sandbox what its create call asked for, and has the outcome of that call; None when the
         sandbox is to be deleted before that is known.
         """
         self._start = start
         self._kept = kept
-        self._quiesce = quiesce
+        self._inside = inside
         self._changed = changed
         self._fill = fill
         self.operation: Operation | None = None
+        self.starts = 0
+        """How often the sandbox has been started in this run: what says that it does not run may be older than that."""
 
     @property
     def state(self) -> SandboxState:
@@ -148,6 +163,7 @@ class Lifecycle:
     async def look_started(self) -> None:
         """Have the provider asked whether the sandbox runs, and start it if not, while calls go on using it."""
         await self._make("start")
+        self.starts += 1
         self.used()
 
     def noticed_stopped(self) -> None:
@@ -233,9 +249,10 @@ class Lifecycle:
 
     async def _perform(self, operation: Operation, before: SandboxState) -> None:
         change = operation.change
+        stops = change in {"stop", "archive"}
         try:
-            if change in {"stop", "archive"}:
-                await self._quiesce()
+            if stops:
+                await self._inside.quiesce()
             found = await (self._create() if change == "create" else self._make(change))
             if change == "create" and self._fill is not None:
                 operation.outcome = await self._filled(found, self._fill)
@@ -244,7 +261,11 @@ class Lifecycle:
         except ActivityError as failure:
             operation.error = error_of(failure)
             self._note_failure(change, before, failure, operation.error)
+            if stops:
+                self._inside.go_on()
         else:
+            if stops:
+                await self._inside.end_with_sandbox()
             self._note_success(change, found)
         finally:
             self.operation = None
@@ -315,6 +336,7 @@ class Lifecycle:
         self._note_found(found)
         kept.error = None
         if change in {"create", "start"}:
+            self.starts += 1
             self.used()
             self._enter(SandboxState.STARTED)
         else:

@@ -69,7 +69,7 @@ class Sandbox:
         self._lifecycle = Lifecycle(
             start,
             self._kept,
-            self._calls.quiesce,
+            self._calls,
             self._tell_operators,
             fill=filling.fill if filling.wanted else None,
         )
@@ -110,7 +110,7 @@ class Sandbox:
         refuse_while_draining(self._draining)
         check_size(request)
         # At no cost in history: a deletion that hangs can meet any number of calls.
-        refused = self._calls.refusal(request)
+        refused = self._calls.refusal(request) or self._calls.no_room(request)
         if refused is not None:
             raise as_application_error(refused)
 
@@ -292,6 +292,8 @@ class Sandbox:
         await until(lambda: self._lifecycle.operation is None)
         if self._kept.state is SandboxState.STARTED:
             await self._calls.quiesce(self._grace_s())
+            # Nothing holds a deletion up: it ends them for certain.
+            await self._calls.end_with_sandbox()
         self._tell_operators()
         await self._keeping.keep()
         await self._lifecycle.delete()

@@ -48,6 +48,8 @@ class LedgerEntry(Message):
     outcome: CallOutcome | None = None
     request: CallRequest | None = None
     """Kept while the call runs, so that it can go on after a continue-as-new."""
+    refused_for_now: bool = False
+    """Whether it was refused, with nothing done, for something that passes: it may come again under its id."""
 
 
 class CommandRecord(Message):

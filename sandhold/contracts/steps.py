@@ -134,6 +134,8 @@ class CommandPlace(Message):
     stored: StoredOutput = Field(default_factory=StoredOutput)
     unsure: bool = False
     """Whether nobody knows if it was started. One that turns out not to have been is kept from starting."""
+    cap_bytes: int | None = None
+    """The command's `output_cap_bytes`; None when it was left by a worker that did not tell."""
 
 
 class CommandProgress(Message):
