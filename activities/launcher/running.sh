@@ -76,13 +76,13 @@ sd_look_for_room() {
 
 # Whether somebody ends the command; sets sd_reason, and sd_left to the grace.
 sd_is_ending() {
-    sd_reason=-
     for sd_file in "$sd_folder"/ending.*; do
-        [ -e "$sd_file" ] || return 1
         sd_name=${sd_file##*/ending.}
         sd_reason=${sd_name%.*} sd_left=${sd_name##*.}
-        return 0
+        [ "$sd_left" != - ] && sd_is_number "$sd_left" && sd_is_reason "$sd_reason" && return
     done
+    sd_reason=-
+    return 1
 }
 
 # After an ended command: what it left behind gets the rest of the grace of $1 hundredths, then KILL.

@@ -52,7 +52,9 @@ sd_sleep() {
 
 # Reads about the process $1: sd_status sd_parent sd_group sd_session sd_born (hundredths of a second, as the clock).
 sd_process() {
-    read -r sd_line <"/proc/$1/stat" || return 1
+    sd_line=
+    # The name of its program stands in parentheses, and may hold anything, newlines too.
+    while read -r sd_part; do sd_line=$sd_line$sd_part; done <"/proc/$1/stat" && [ "$sd_line" ] || return 1
     set -- ${sd_line##*") "}
     sd_status=$1 sd_parent=$2 sd_group=$3 sd_session=$4 sd_born=${20}
 }
@@ -153,16 +155,38 @@ sd_look_closely() {
     return 0
 }
 
+# The command can make files here too: a name that is not one of ours says that it has ended, and nothing else.
 sd_has_ended() {
+    sd_state=
     for sd_file in "$sd_folder"/ended.*; do
-        [ -e "$sd_file" ] || return 1
+        [ -e "$sd_file" ] || continue
+        sd_state=ended
         sd_name=${sd_file##*/ended.}
         sd_reason=${sd_name##*.} sd_name=${sd_name%.*}
         sd_ended=${sd_name##*.} sd_name=${sd_name%.*}
         sd_began=${sd_name##*.} sd_code=${sd_name%.*}
-        sd_state=ended
-        return 0
+        sd_is_number "$sd_code" && sd_is_number "$sd_began" && sd_is_number "$sd_ended" &&
+            sd_is_reason "${sd_reason%:alive}" && return
+        sd_code=- sd_began=- sd_ended=- sd_reason=-
     done
+    [ "$sd_state" ]
+}
+
+# Whether $1 is a number, or - for none.
+sd_is_number() {
+    case $1 in
+    -) ;;
+    '' | *[!0-9]*) return 1 ;;
+    esac
+}
+
+# Whether $1 is why we end a command, or - when we do not.
+sd_is_reason() {
+    case $1 in
+    - | timed_out | cancelled) ;;
+    output_limit:?*) sd_is_number "${1#output_limit:}" ;;
+    *) return 1 ;;
+    esac
 }
 
 # Tells the state of the call sd_look has looked at.
