@@ -58,8 +58,9 @@ ss_keep() {
     cat >/dev/null
 }
 
-ss_nap=0.05
-sleep 0.01 2>/dev/null || ss_nap=1
+# Who waits for something to come looks often; who waits for room has sent enough to rest for longer.
+ss_nap=0.05 ss_rest=0.1
+sleep 0.01 2>/dev/null || ss_nap=1 ss_rest=1
 
 # Sets ss_now to the seconds on the sandbox's clock, which only ever goes forward.
 ss_clock() {
@@ -75,7 +76,7 @@ ss_wait_without() {
     ss_until=$((ss_now + SANDHOLD_PATIENCE))
     while [ -e "$1" ]; do
         [ "$ss_now" -lt $ss_until ] || return 1
-        sleep "$ss_nap"
+        sleep "$ss_rest"
         ss_clock
     done
     [ -e "$SANDHOLD_SPOOL/writer" ]

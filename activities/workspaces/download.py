@@ -91,7 +91,8 @@ class WorkspaceDownload:
     async def _as_files(self, output: SandboxOutput) -> DownloadWorkspaceResult:
         folder = session_folder(self._asked.session_path)
         writer = FileWriter(self._rules, self.report, folder)
-        saving = FilesSaving(self._files, self._quota, self.report)
+        is_fresh = await self._files.is_free(folder)
+        saving = FilesSaving(self._files, self._quota, self.report, is_fresh=is_fresh)
         try:
             async with aclosing(self._steps(output, writer)) as orders:
                 await saving.carry_out(orders)

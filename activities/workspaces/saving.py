@@ -17,7 +17,9 @@ _ZEROS = bytes(1024 * 1024)
 class FilesSaving:
     """Carries out the orders of one download."""
 
-    def __init__(self, files: FileStore, quota: Quota, report: Report) -> None:
+    def __init__(self, files: FileStore, quota: Quota, report: Report, *, is_fresh: bool) -> None:
+        """`is_fresh` says that nothing is stored where the files go."""
+        self._is_fresh = is_fresh
         self._files = files
         self._quota = quota
         self._report = report
@@ -64,7 +66,7 @@ class FilesSaving:
 
     async def _store(self, path: str, name: bytes, content: bytes | AsyncIterator[bytes], size: int) -> None:
         try:
-            await self._files.write(path, content, self._quota, size=size)
+            await self._files.write(path, content, self._quota, size=size, is_fresh=self._is_fresh)
         except ToolFailure as failure:
             # Beside what was stored earlier: a file where a folder belongs, or the other way round.
             if failure.error.code is not ErrorCode.INVALID_ARGUMENTS:

@@ -54,6 +54,8 @@ class FileWriter:
         self._prefix = f"{folder}/" if folder else ""
         self._orders: list[Order] = []
         self._paths = SeenNames()
+        self._folders = SeenNames()
+        self._folder_before = ""
         self._whole: tuple[str, bytes, bytearray] | None = None
 
     def begin(self, entry: TarEntry) -> bool:
@@ -63,8 +65,8 @@ class FileWriter:
         if path is None:
             self._report.skip(entry.name, "name_not_storable")
             return False
-        if not self._paths.add(path.encode()):
-            self._report.skip(entry.name, "duplicate_name")  # other bytes, but the same name to session storage
+        if not self._is_new(path):
+            self._report.skip(entry.name, "duplicate_name")  # perhaps of other bytes, but one name to session storage
             return False
         if entry.kind is EntryKind.HARD_LINK:
             source = self._path(entry.link)
@@ -101,6 +103,21 @@ class FileWriter:
         """What is to be done since the last time, in this order."""
         orders, self._orders = self._orders, []
         return orders
+
+    def _is_new(self, path: str) -> bool:
+        """Whether the path is another one than all before, and neither in the place of a folder nor below a file."""
+        if path.encode() in self._folders:
+            return False
+        folder = path.rpartition("/")[0]
+        if folder != self._folder_before:
+            above = folder
+            while above:
+                if above.encode() in self._paths:
+                    return False
+                self._folders.add(above.encode())
+                above = above.rpartition("/")[0]
+            self._folder_before = folder
+        return self._paths.add(path.encode())
 
     def _path(self, name: bytes) -> str | None:
         try:

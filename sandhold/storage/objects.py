@@ -193,19 +193,21 @@ class SessionObjects:
 
 
 async def _blocks(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of PART_BYTES; the last one is shorter, or the only one."""
-    block = bytearray()
+    """The same bytes in blocks of PART_BYTES, each copied once; the last one is shorter, or the only one."""
+    held: list[memoryview] = []
+    weight = 0
     async for piece in pieces:
         view = memoryview(piece)
         while view:
-            taken = view[: PART_BYTES - len(block)]
-            block += taken
+            taken = view[: PART_BYTES - weight]
+            held.append(taken)
+            weight += len(taken)
             view = view[len(taken) :]
-            if len(block) == PART_BYTES:
-                yield bytes(block)
-                block.clear()
-    if block:
-        yield bytes(block)
+            if weight == PART_BYTES:
+                yield b"".join(held)
+                held, weight = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def _key(session_id: str, path: str | None = None) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ from sandhold.contracts.errors import ErrorCode, SandboxSignal
 from sandhold.contracts.names import WORKSPACE_PATH
 from sandhold.contracts.steps import DownloadStep, SandboxRef
 from sandhold.contracts.workspaces import DownloadWorkspaceResult
+from sandhold.storage import SessionStorage
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
+from tests.s3_server import running_s3_server
 
 MIB = 1024 * 1024
 DOWNLOAD = {"method": "POST", "route": "/toolbox/{sandbox_id}/files/bulk-download"}
@@ -36,10 +39,12 @@ class Workspace:
     provider: ProviderUnderTest
     ref: SandboxRef
     name: str = field(default_factory=lambda: f"w-{uuid.uuid4().hex[:12]}")
+    storage: SessionStorage | None = None
 
     def __post_init__(self) -> None:
-        self.activities = WorkspaceActivities(self.provider.access, self.provider.storage)
-        self.files = self.provider.storage.files(self.ref.session_id)
+        storage = self.storage or self.provider.storage
+        self.activities = WorkspaceActivities(self.provider.access, storage)
+        self.files = storage.files(self.ref.session_id)
         self.path = f"{WORKSPACE_PATH}/{self.name}"
 
     async def make(self, script: str) -> None:
@@ -423,6 +428,28 @@ async def test_a_stopped_sandbox_says_that_it_has_to_be_started(provider: Provid
         await workspace.outcome()
     assert failure.value.type == SandboxSignal.NOT_STARTED
     await provider.delete(workspace.ref)
+
+
+async def test_a_bucket_gets_the_same(
+    provider: ProviderUnderTest, shared_sandbox: SandboxRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_s3_server(tmp_path / "s3") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        storage = SessionStorage.open(f"s3://{server.new_bucket()}/some/prefix")
+        workspace = Workspace(provider, shared_sandbox, storage=storage)
+        await workspace.make("mkdir d; head -c 12M /dev/urandom >d/large; echo one >d/a; ln -s a d/link; : >none")
+        archive = await workspace.download(format="archive")
+        assert sorted(await workspace.archive(archive)) == ["d", "d/a", "d/large", "d/link", "none"]
+        for _ in range(2):  # into a free folder, and over what is there
+            files = await workspace.download()
+            stored = await workspace.stored()
+            assert (files.files_downloaded, sorted(stored)) == (3, ["d/a", "d/large", "none"])
+            assert len(stored["d/large"]) == 12 * MIB
+        assert (await workspace.outcome(format="archive", file_quota_bytes=MIB)).error is None
+        full = await workspace.outcome(format="archive", storage_quota_bytes=20 * MIB)
+        assert full.error is not None
+        assert full.error.code == ErrorCode.QUOTA_EXCEEDED
 
 
 async def test_nothing_is_left_in_the_sandbox(workspace: Workspace) -> None:

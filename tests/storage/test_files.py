@@ -223,3 +223,15 @@ async def test_any_bytes_come_back_under_any_name(files: FileStore, given_files:
         stored[path] = data
     assert {path: await content(files, path) for path in await paths(files)} == stored
     assert await files.delete_folder() == len(stored)
+
+
+async def test_a_folder_is_free_while_nothing_is_in_it_or_in_its_way(files: FileStore) -> None:
+    assert await files.is_free("/a/b")
+    await files.write("a/bc", b"beside", PLENTY)
+    assert await files.is_free("a/b")
+    for size in (5, 2 * PART_BYTES):
+        written = await files.write("a/b/c", data_of(size), PLENTY, is_fresh=True)
+        assert (written.path, written.size) == ("a/b/c", size)
+        assert await content(files, "a/b/c") == data_of(size)
+    for folder in ("a/b", "a/b/c", "a/b/c/d", ""):
+        assert not await files.is_free(folder), folder

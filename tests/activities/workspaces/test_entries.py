@@ -11,6 +11,7 @@ from activities.workspaces import names as names_module
 from activities.workspaces.entries import EntryRules, Format, Report, clean, complaints
 from activities.workspaces.names import SeenNames
 from activities.workspaces.selection import Selection
+from activities.workspaces.single_files import FileWriter, Whole
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 
 
@@ -133,3 +134,15 @@ def test_seen_names_are_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ToolFailure) as failure:
         seen.add(b"one more")
     assert failure.value.error.code is ErrorCode.TOO_LARGE
+
+
+def test_single_files_are_neither_below_a_file_nor_in_the_place_of_a_folder() -> None:
+    """A bucket would hold both, and no folder either."""
+    report = Report()
+    writer = FileWriter(EntryRules(Selection("/workspace"), "files", 1000, report), report, "saved")
+    for name in (b"a", b"a/b", b"c/d/e", b"c", b"c/d", b"c/d/f"):
+        if writer.begin(entry(name)):
+            writer.finish()
+    stored = [order.path for order in writer.take() if isinstance(order, Whole)]
+    assert stored == ["saved/a", "saved/c/d/e", "saved/c/d/f"]
+    assert {each.path: each.reason for each in report.skipped} == dict.fromkeys(["a/b", "c", "c/d"], "duplicate_name")
