@@ -37,7 +37,13 @@ sd_own() {
         # subshell, because a shell writes "Killed" to the stderr that it redirected.
         (
             export SANDHOLD_CALL="$sd_call/"
-            command -v setsid >/dev/null && set -- setsid sh "$@" || set -- sh "$@"
+            if command -v setsid >/dev/null; then
+                # By exec it becomes the command's leader: pid and time of birth stay.
+                sd_process self && printf '' >"$sd_folder/session.${sd_line%% *}.$sd_born"
+                set -- setsid sh "$@"
+            else
+                set -- sh "$@"
+            fi
             [ "$sd_stdin" = open ] && exec <&5 5<&- 6>&-
             exec "$@" >>"$sd_folder/stdout" 2>>"$sd_folder/stderr" 7>&-
         )
@@ -89,7 +95,7 @@ sd_is_ending() {
 sd_sweep() {
     sd_clock
     sd_until=$((sd_now + $1))
-    while sd_find_marked "SANDHOLD_CALL=$sd_call/"; do
+    while sd_find_marked "SANDHOLD_CALL=$sd_call/" || sd_find_members; do
         sd_clock
         if [ "$sd_now" -ge "$sd_until" ]; then
             if ! sd_signal KILL || [ "$sd_now" -ge $((sd_until + sd_patience)) ]; then

@@ -7,6 +7,7 @@
 #   lock                      made exclusively by the one process that runs the command; holds the script's hash and
 #                             when it began
 #   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
+#   session.PID.BORN          the session that the command runs in, named by the process that led it first
 #   stdout stderr             what the command wrote, byte for byte
 #   script.PID                the script, when it is too large for a variable
 #   stdin bell input/         of a command whose standard input is kept open: see input.sh
@@ -87,6 +88,29 @@ sd_find_marked() {
     [ "$sd_marked" ]
 }
 
+# Sets sd_members to what lives of the session that the command was started in, also without a mark and when its leader
+# is dead. Fails when nothing does. Only a process that has left both its session and its environment is not found.
+sd_find_members() {
+    sd_members=
+    for sd_file in "$sd_folder"/session.*; do
+        sd_name=${sd_file##*/session.}
+        sd_id=${sd_name%%.*}
+        case $sd_id in '' | 0* | 1 | *[!0-9]*) continue ;; esac
+        if sd_process "$sd_id"; then
+            [ "$sd_born" = "${sd_name#*.}" ] || continue # the number is used again
+        else
+            # No pid is given out again while a session bears it. Without the owner, who knows what has been meanwhile.
+            sd_owner_lives || continue
+        fi
+        # So many fields that no name of a program, of at most 15 characters, can look like them.
+        for sd_file in $(grep -lE "\) [^XZ] [0-9]+ [0-9]+ $sd_id [0-9]+ -?[0-9]+ [0-9]+ [0-9]+ " /proc/[0-9]*/stat); do
+            sd_file=${sd_file#/proc/}
+            sd_members="$sd_members ${sd_file%/stat}"
+        done
+    done
+    [ "$sd_members" ]
+}
+
 # Sets sd_leader to the process that leads the command's group: the child of its owner that has left the owner's
 # session. Before that its group is the owner's.
 sd_find_command() {
@@ -100,14 +124,15 @@ sd_find_command() {
 }
 
 # Sends the signal $1 to everything that belongs to the call sd_call: the command's process group, found as the
-# owner's child, and the groups of whatever carries the mark. Once to each: many programs take a second TERM for
+# owner's child, and the groups of whatever carries the mark or is in its session. Once to each: many programs take a second TERM for
 # impatience. Fails when there was nothing to signal.
 sd_signal() {
     sd_groups=" "
     sd_hit=
     sd_find_command && sd_signal_group "$1" "$sd_leader"
     sd_find_marked "SANDHOLD_CALL=$sd_call/"
-    for sd_pid in $sd_marked; do
+    sd_find_members
+    for sd_pid in $sd_marked $sd_members; do
         sd_process "$sd_pid" || continue
         if [ "$sd_session" != "$sd_owner_session" ]; then
             sd_signal_group "$1" "$sd_group"
