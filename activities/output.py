@@ -310,7 +310,7 @@ def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDet
             hints.append("The command was cancelled; it may have had part of its effect.")
         case "interrupted":
             hints.append(
-                "The command was cut off from outside: the sandbox stopped or ran out of memory. "
+                "The command was cut off from outside: the sandbox stopped, or ran out of memory or processes. "
                 "It may have had part of its effect; it was not run again."
             )
         case _ if report.exit_code is not None and report.exit_code in _EXIT_HINTS:
