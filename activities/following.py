@@ -13,10 +13,19 @@ from temporalio.exceptions import ApplicationError
 
 from activities.commands import TIMEOUT_GRACE_S
 from activities.heartbeats import heartbeats
-from activities.launcher import UNKILLABLE_S, CallReport, Position, TornAnswer, follow_request, stop_request
+from activities.launcher import (
+    UNKILLABLE_S,
+    UNWANTED,
+    CallReport,
+    Position,
+    Slice,
+    TornAnswer,
+    follow_request,
+    stop_request,
+)
 from activities.launcher.access import Launcher, only_report, torn
 from activities.outcomes import progress_of
-from activities.output import exec_result, with_files
+from activities.output import exec_result, with_files, with_loss
 from activities.provider import ProviderAccess
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, ToolError
@@ -30,7 +39,7 @@ from sandhold.contracts.steps import (
     StoredOutput,
 )
 from sandhold.contracts.tools import OutputDetail
-from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage
+from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage, Stream
 from sandhold.storage.segments import REWRITE_S, SEGMENT_BYTES
 
 FOLLOW_WAIT_S = 8.0
@@ -163,6 +172,7 @@ class FollowingActivities:
         )
         if command.position.stdout or command.position.stderr:
             result = with_files(result, whole=command.whole)
+        result = with_loss(result, command.emptied_at)
         return await progress_of(self._storage, ref.session_id, result)
 
 
@@ -175,6 +185,9 @@ class _Followed:
         self.end: CallReport | None = None
         self.time_is_up = False
         """Whether we have asked to end it for its deadline."""
+        self.emptied_at: dict[Stream, int] = {}
+        """The streams whose file became shorter than what is known, and how much that is. From then on its offsets mean
+        other bytes: nothing more is stored of it."""
         self._end_again_at = 0.0
         self._storage, self._ref = storage, ref
         self._began = StoredOutput()
@@ -198,7 +211,11 @@ class _Followed:
     @property
     def position(self) -> Position:
         """How much of the output is known."""
-        return Position(self.call_id, self._stdout.offset, self._stderr.offset)
+        return Position(
+            self.call_id,
+            UNWANTED if "stdout" in self.emptied_at else self._stdout.offset,
+            UNWANTED if "stderr" in self.emptied_at else self._stderr.offset,
+        )
 
     @property
     def stored(self) -> StoredOutput:
@@ -217,7 +234,8 @@ class _Followed:
         A process that it left behind may write on; that is not waited for.
         """
         end = self.end
-        return end is not None and self._stdout.offset >= end.stdout.size and self._stderr.offset >= end.stderr.size
+        known = self.position
+        return end is not None and known.stdout >= end.stdout.size and known.stderr >= end.stderr.size
 
     @property
     def whole(self) -> bool:
@@ -247,8 +265,15 @@ class _Followed:
         if report.state != "running" and self.end is None:
             self.end = report
         taken = 0
-        for writer, piece in ((self._stdout, report.stdout_slice), (self._stderr, report.stderr_slice)):
-            if piece is None:
+        pieces: tuple[tuple[Stream, SegmentWriter, Slice | None], ...] = (
+            ("stdout", self._stdout, report.stdout_slice),
+            ("stderr", self._stderr, report.stderr_slice),
+        )
+        for stream, writer, piece in pieces:
+            if piece is None or stream in self.emptied_at:
+                continue
+            if piece.size < writer.offset:
+                self.emptied_at[stream] = writer.offset
                 continue
             try:
                 data = piece.beyond(writer.offset)

@@ -6,13 +6,14 @@ Pure: the same bytes give the same text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from activities.launcher import CallReport, Captured
 from sandhold.contracts.fields import CommandStatus
 from sandhold.contracts.names import output_folder
 from sandhold.contracts.tools import ExecResult, OutputDetail, OutputFiles
+from sandhold.storage import Stream
 
 KIB = 1024
 BUDGETS: dict[OutputDetail, int] = {
@@ -103,6 +104,15 @@ def with_files(result: ExecResult, *, whole: bool = True) -> ExecResult:
     files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"), whole=whole)
     hint = result.hint if whole else " ".join(filter(None, [result.hint, _NO_ROOM]))
     return result.model_copy(update={"output_files": files, "hint": hint})
+
+
+def with_loss(result: ExecResult, emptied_at: Mapping[Stream, int]) -> ExecResult:
+    """The result of a command that emptied its own output when so many bytes of it had been stored."""
+    hints = [
+        f"The command emptied its own {stream} after {known} bytes: what it wrote there later was not stored."
+        for stream, known in emptied_at.items()
+    ]
+    return result.model_copy(update={"hint": " ".join(filter(None, [result.hint, *hints])) or None})
 
 
 def status_of(report: CallReport, *, asked_to_end: bool = False, time_is_up: bool = False) -> CommandStatus:
@@ -321,6 +331,11 @@ def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDet
         hints.append(
             "The sandbox's disk was full: output of the command, and what it wrote, may be missing. "
             "Delete what is not needed, or use a larger sandbox."
+        )
+    if report.reopens_output:
+        hints.append(
+            "The command opens its own output anew (as `> /dev/stderr` does), which empties it: what it had written "
+            "there before is lost. Write with `>&2` or `>&1`, or append with `>>`."
         )
     if truncated and detail != "full":
         hints.append("Output was left out; read it with `daytona_command`, or ask for more with `output` next time.")
