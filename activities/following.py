@@ -15,10 +15,18 @@ from temporalio.exceptions import ApplicationError
 
 from activities.commands import TIMEOUT_GRACE_S, most_telling
 from activities.heartbeats import heartbeats
-from activities.launcher import UNKILLABLE_S, CallReport, Position, TornAnswer, follow_request, stop_request
+from activities.launcher import (
+    UNKILLABLE_S,
+    UNWANTED,
+    CallReport,
+    Position,
+    TornAnswer,
+    follow_request,
+    stop_request,
+)
 from activities.launcher.access import Launcher, not_kept_from_starting, only_report, torn
 from activities.outcomes import progress_of
-from activities.output import exec_result, with_files
+from activities.output import exec_result, with_files, with_loss
 from activities.provider import ProviderAccess
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, ToolError
@@ -189,6 +197,7 @@ class FollowingActivities:
         )
         if command.position.stdout or command.position.stderr:
             result = with_files(result, whole=command.whole, cut_at=command.cut_at)
+        result = with_loss(result, command.emptied_at)
         return await progress_of(self._storage, ref.session_id, result)
 
 
@@ -201,6 +210,9 @@ class _Followed:
         self.end: CallReport | None = None
         self.time_is_up = False
         """Whether we have asked to end it for its deadline."""
+        self.emptied_at: dict[Stream, int] = {}
+        """The streams whose file became shorter than what is known, and how much that is. From then on its offsets mean
+        other bytes: nothing more is stored of it."""
         self._end_again_at = 0.0
         self._told: dict[Stream, int] = {"stdout": 0, "stderr": 0}
         """How much of each stream there is, by the last that was told of it."""
@@ -230,6 +242,7 @@ class _Followed:
         if self._room == 0:
             # Nothing more is taken: only its end, and that it grows, is news.
             known = {stream: max(offset, self._told[stream]) for stream, offset in known.items()}
+        known.update(dict.fromkeys(self.emptied_at, UNWANTED))
         return Position(self.call_id, known["stdout"], known["stderr"])
 
     @property
@@ -271,7 +284,8 @@ class _Followed:
         end = self.end
         if end is None or self._room == 0:
             return end is not None
-        return self._stdout.offset >= end.stdout.size and self._stderr.offset >= end.stderr.size
+        known = self.position
+        return known.stdout >= end.stdout.size and known.stderr >= end.stderr.size
 
     @property
     def whole(self) -> bool:
@@ -305,7 +319,10 @@ class _Followed:
             self._told["stderr"] = max(self._told["stderr"], report.stderr.size)
         taken = 0
         for (stream, writer), piece in zip(self._writers, (report.stdout_slice, report.stderr_slice), strict=True):
-            if piece is None:
+            if piece is None or stream in self.emptied_at:
+                continue
+            if piece.size < writer.offset:
+                self.emptied_at[stream] = writer.offset
                 continue
             self._told[stream] = max(self._told[stream], piece.size)
             if self._room == 0:

@@ -74,6 +74,8 @@ class CallReport:
     """Whether something of it could not be killed when it was ended, and may still run."""
     disk_was_full: bool = False
     """Whether nothing could be written when the command began or ended: then output may be missing."""
+    reopens_output: bool = False
+    """Whether its script opens its own output anew: what was written before is lost then."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ def _with_section(report: CallReport, words: list[str], payload: str) -> CallRep
             return replace(report, stderr_slice=_slice(words, payload))
         case ["@full"]:
             return replace(report, disk_was_full=True)
+        case ["@reopens"]:
+            return replace(report, reopens_output=True)
         case _:
             raise ValueError(f"{words[0]} is unknown")
 

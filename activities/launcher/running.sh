@@ -4,7 +4,7 @@
 
 # Runs the command if nobody has. Descriptor 7 leads to the request that started us.
 sd_own() {
-    sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5 sd_cap=$7 sd_stdin=$8
+    sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5 sd_cap=$7 sd_stdin=$8 sd_output=$9
     if [ "$SANDHOLD_UPLOAD" ]; then
         sd_move_script || exit 0
     fi
@@ -16,6 +16,7 @@ sd_own() {
     sd_clock
     sd_began=$sd_now
     sd_fill_lock
+    [ "$sd_output" = reopens ] && printf '' >"$sd_folder/reopens"
     sd_look_for_room
     if [ "$SANDHOLD_UPLOAD" ]; then
         set -- "$sd_script"
@@ -227,7 +228,8 @@ sd_feed() {
 
 # The request `start`: starts the command of the call $1 unless it was started, and waits for its end. $2 is its
 # script's hash, $3 the wait, $4 the timeout (0 for none) and $5 the grace in hundredths of a second. $6 is "again"
-# when an earlier request may have started it, $7 the most bytes it may write, $8 "open" to keep its input open.
+# when an earlier request may have started it, $7 the most bytes it may write, $8 "open" to keep its input open,
+# $9 "reopens" when its script opens its own output anew.
 sd_answer_start() {
     sd_look "$1"
     sd_clock

@@ -15,6 +15,7 @@
 #   ending.REASON.GRACE       somebody ends the command: timed_out, output_limit:BYTES or cancelled
 #   ended.CODE.BEGAN.ENDED.REASON  how it ended; REASON ends in `:alive` when something of it could not be killed
 #   room                      empty; written to when there is a need to know whether anything can be
+#   reopens                   empty; the script opens its own output anew, which empties it
 #   full                      it could not be, so output may be missing
 #
 # Once a folder is cleaned away an empty file calls/.done/CALL keeps its command from being run again.
@@ -229,6 +230,7 @@ sd_tell() {
     sd_tell_state
     case $sd_state in ended | interrupted)
         [ -e "$sd_folder/full" ] && echo "@full"
+        [ -e "$sd_folder/reopens" ] && echo "@reopens"
         sd_tell_file stdout "$sd_folder/stdout" "$sd_stdout_window"
         sd_tell_file stderr "$sd_folder/stderr" "$sd_stderr_window"
         ;;

@@ -61,7 +61,7 @@ sd_take_down_stale_bells() {
 # yet, and sd_streams to the number of streams that have some. As many processes for 200 calls as for one, and one look
 # at each size: whatever is looked up in a list costs the square of their number.
 sd_measure() {
-    sd_sizes= sd_fresh=0 sd_streams=0 sd_out=0 sd_err=0
+    sd_sizes= sd_fresh=0 sd_streams=0 sd_shrunk= sd_out=0 sd_err=0
     for sd_word in $(sd_weigh "$@"); do
         case $sd_word in
         ./*/stdout | ./*/stderr)
@@ -103,7 +103,14 @@ sd_count() {
     sd_sizes="$sd_sizes $sd_out:$sd_err"
     [ "$sd_out" -gt "$1" ] && sd_fresh=$((sd_fresh + sd_out - $1)) sd_streams=$((sd_streams + 1))
     [ "$sd_err" -gt "$2" ] && sd_fresh=$((sd_fresh + sd_err - $2)) sd_streams=$((sd_streams + 1))
+    sd_has_shrunk "$sd_out" "$1" || sd_has_shrunk "$sd_err" "$2" && sd_shrunk=1
     sd_out=0 sd_err=0
+}
+
+# Whether a stream is $1 bytes long now although the caller knows $2: the command has emptied it. A number that no file
+# reaches stands for a stream of which nothing more is to be told.
+sd_has_shrunk() {
+    [ "$1" -lt "$2" ] && [ ${#2} -lt 16 ]
 }
 
 # Tells both streams of sd_call, of which sd_size_pair was measured, from the offsets $1 and $2 on.
@@ -143,7 +150,7 @@ sd_answer_follow() {
     sd_until=$((sd_now + $2)) sd_news_at=$((sd_now + 50))
     shift 2
     # Little by little is told twice a second at most.
-    sd_is_news() { [ $sd_fresh -gt 0 ] && { [ $sd_now -ge $sd_news_at ] || [ $sd_fresh -ge "$sd_budget" ]; }; }
+    sd_is_news() { [ "$sd_shrunk" ] || [ $sd_fresh -gt 0 ] && { [ $sd_now -ge $sd_news_at ] || [ $sd_fresh -ge "$sd_budget" ]; }; }
     sd_wait_for "$@"
     sd_measure "$@"
     sd_tell_news "$@"
@@ -154,7 +161,9 @@ sd_tell_news() {
     for sd_size_pair in $sd_sizes; do
         sd_look_among "$1"
         if [ "$sd_state" = running ]; then
-            if [ "${sd_size_pair%:*}" -gt "$2" ] || [ "${sd_size_pair#*:}" -gt "$3" ]; then
+            sd_out=${sd_size_pair%:*} sd_err=${sd_size_pair#*:}
+            if [ "$sd_out" -gt "$2" ] || [ "$sd_err" -gt "$3" ] ||
+                sd_has_shrunk "$sd_out" "$2" || sd_has_shrunk "$sd_err" "$3"; then
                 sd_tell_state
                 sd_tell_slices "$2" "$3"
             fi

@@ -257,6 +257,20 @@ async def test_many_commands_share_a_follower_and_keep_their_output_apart(comman
         assert await commands.stored(place.call_id) == str(number).encode() * 1_500_000
 
 
+async def test_output_that_the_command_has_emptied_is_not_mixed_with_what_it_writes_then(commands: Commands) -> None:
+    script = "echo the first lines; sleep 2; echo x >/dev/stdout; sleep 1.5; echo other and longer lines; echo err >&2"
+    place = await commands.leave(script, background=True)
+    follower = following(commands, [place])
+    assert await until_stored(commands, place.call_id, 16) == b"the first lines\n"
+    (progress,) = (await follower).ended
+    result = await commands.result(progress)
+    assert await commands.stored(place.call_id) == b"the first lines\n"
+    assert await commands.stored(place.call_id, "stderr") == b"err\n"
+    assert (result.status, result.stdout) == ("completed", "x\nother and longer lines\n")
+    assert "emptied its own stdout after 16 bytes" in (result.hint or "")
+    assert "> /dev/stderr" in (result.hint or "")
+
+
 async def test_what_a_left_behind_process_writes_is_not_waited_for(commands: Commands) -> None:
     place = await commands.leave("(while :; do echo more; sleep 0.01; done) & sleep 0.5; echo end", background=True)
     result = await commands.follow_to_the_end(place)
