@@ -39,9 +39,9 @@ class TarEntry:
     """The header as it came, with the extended ones before it."""
 
 
-def checksum(block: bytes) -> int:
-    """The sum of a header's bytes, modulo 65521, with its own field as blanks.
+def checksum(before: bytes, after: bytes) -> int:
+    """The sum of a header's bytes before and after the field of the sum, which counts as blanks, modulo 65521.
 
     Adler-32 has that sum in its lower half, and takes a twentieth of the time of adding up.
     """
-    return ((zlib.adler32(block[:148]) & 0xFFFF) + (zlib.adler32(block[156:]) & 0xFFFF) - 2 + 8 * 0x20) % 65521
+    return ((zlib.adler32(before) & 0xFFFF) + (zlib.adler32(after) & 0xFFFF) + 254) % 65521  # 8 blanks, twice 1 less

@@ -119,7 +119,7 @@ class TarReader:
             raise TarBroken("the archive ends in the middle")
 
     def _header(self, block: bytes) -> None:
-        if checksum(block) != _number(block[148:156]) % 65521:
+        if checksum(block[:148], block[156:]) != _number(block[148:156]) % 65521:
             raise TarBroken("a header is damaged")
         self._blocks = self._blocks + block if self._blocks else block
         kind = block[156:157]
@@ -308,11 +308,13 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         number = 0 if field[0] == 0xFF else int.from_bytes(field[1:], "big")
     else:
-        digits = field.partition(b"\0")[0].strip()
+        digits = field.partition(b"\0")[0]
         try:
-            number = int(digits, 8) if digits else 0
+            number = int(digits, 8)
         except ValueError as error:
-            raise TarBroken("a header holds something else where a number belongs") from error
+            if digits.strip():
+                raise TarBroken("a header holds something else where a number belongs") from error
+            number = 0
     if not 0 <= number < _NUMBER_LIMIT:
         raise TarBroken("a number in a header is out of bounds")
     return number

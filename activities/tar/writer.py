@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from activities.tar.entries import BLOCK, EntryKind, TarEntry, checksum
+from activities.tar.entries import BLOCK, EntryKind, checksum
 
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -13,21 +13,25 @@ _TYPES = {
     EntryKind.DIRECTORY: b"5",
 }
 _MOST_OCTAL = 8**11 - 1
-_MAGIC = b"ustar  \0"
-_NOBODY = b"0000000\0"
-_TAIL = bytes(BLOCK - 265)
+_NOBODY = b"0000000\0" * 2
+_NO_LINK = bytes(100)
+_TAIL = b"ustar  \0" + bytes(BLOCK - 265)
 
 
-def header(entry: TarEntry) -> bytes:
-    """The blocks before the entry's content. Its owner is left out, as are the bits that change who runs a file."""
-    name = entry.name + b"/" if entry.kind is EntryKind.DIRECTORY else entry.name
+def header(name: bytes, kind: EntryKind, mode: int, mtime: int, size: int = 0, link: bytes = b"") -> bytes:
+    """The blocks before an entry's content, which has `size` bytes.
+
+    Its owner is left out, as are the bits that change who runs a file.
+    """
+    if kind is EntryKind.DIRECTORY:
+        name += b"/"
     before = b""
     if len(name) > 100:
         before += _long(b"L", name)
-    if len(entry.link) > 100:
-        before += _long(b"K", entry.link)
-    size = entry.size if entry.kind is EntryKind.FILE else 0
-    return before + _block(name, entry.mode & 0o777, size, entry.mtime, _TYPES[entry.kind], entry.link)
+    if len(link) > 100:
+        before += _long(b"K", link)
+    block = _block(name, mode & 0o777, size, mtime, _TYPES[kind], link)
+    return before + block if before else block
 
 
 def padding(size: int) -> bytes:
@@ -42,13 +46,12 @@ def _long(kind: bytes, name: bytes) -> bytes:
 
 def _block(name: bytes, mode: int, size: int, mtime: int, kind: bytes, link: bytes) -> bytes:
     length = b"%011o\0" % size if size <= _MOST_OCTAL else b"\x80" + size.to_bytes(11, "big")
-    before = b"%b%07o\0%b%b%b%011o\0" % (
+    before = b"%b%07o\0%b%b%011o\0" % (
         name[:100].ljust(100, b"\0"),
         mode,
         _NOBODY,
-        _NOBODY,
         length,
-        min(mtime, _MOST_OCTAL),
+        mtime if mtime <= _MOST_OCTAL else _MOST_OCTAL,
     )
-    after = b"%b%b%b%b" % (kind, link[:100].ljust(100, b"\0"), _MAGIC, _TAIL)
-    return b"%b%06o\0 %b" % (before, checksum(before + bytes(8) + after), after)
+    after = b"%b%b%b" % (kind, link[:100].ljust(100, b"\0") if link else _NO_LINK, _TAIL)
+    return b"%b%06o\0 %b" % (before, checksum(before, after), after)

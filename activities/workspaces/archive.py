@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
 from activities.workspaces.entries import EntryRules, Report
@@ -156,4 +155,5 @@ def _header(entry: TarEntry) -> bytes:
     """The header of an entry that was taken; names begin with the directory, as tar writes them."""
     name = entry.name if entry.name == b"." else b"./" + entry.name
     link = b"./" + entry.link if entry.kind is EntryKind.HARD_LINK else entry.link
-    return header(replace(entry, name=name, link=link))
+    size = entry.size if entry.kind is EntryKind.FILE else 0
+    return header(name, entry.kind, entry.mode, entry.mtime, size, link)

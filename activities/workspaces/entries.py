@@ -132,6 +132,14 @@ class EntryRules:
 
 def clean(name: bytes) -> bytes | None:
     """The name relative to the directory, empty for the directory itself; None when it leads elsewhere."""
+    if (
+        name.startswith(b"./")
+        and b"//" not in name
+        and b"/." not in name[2:]
+        and b"\0" not in name
+        and name[2:3] != b"."
+    ):
+        return name[2:].rstrip(b"/")  # most of them
     if name.startswith(b"/") or b"\0" in name:
         return None
     name = name.rstrip(b"/")

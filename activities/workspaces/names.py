@@ -42,10 +42,13 @@ class SeenNames:
         return True
 
     def _place(self, mark: int) -> int:
-        slots, size = self._slots, len(self._slots)
-        place = mark % size
-        while slots[place] not in (0, mark):
-            place = (place + 1) % size
+        slots = self._slots
+        last = len(slots) - 1  # one less than a power of two
+        place = mark & last
+        there = slots[place]
+        while there and there != mark:
+            place = (place + 1) & last
+            there = slots[place]
         return place
 
     def _grow(self) -> None:

@@ -37,21 +37,20 @@ class Selection:
         patterns = [*kept, *exclude]
         self._include = list(include)
         self._wanted = GitIgnoreSpec.from_lines(include) if include else None
-        self._never = {OURS, *(OF_THE_KERNEL if root == "/" else ())}
-        self._folders: dict[str, bool] = {"": False}
+        self._never = {name.encode() for name in (OURS, *(OF_THE_KERNEL if root == "/" else ()))}
+        self._folders: dict[bytes, bool] = {b"": False}
         brings_back = any(pattern.startswith("!") for pattern in patterns)
         # Most patterns are names, and a set of names answers in a tenth of the time.
-        self._names = frozenset() if brings_back else frozenset(filter(_PLAIN.match, patterns))
-        others = [pattern for pattern in patterns if pattern not in self._names]
+        names = frozenset() if brings_back else frozenset(filter(_PLAIN.match, patterns))
+        self._names = frozenset(name.encode() for name in names)
+        others = [pattern for pattern in patterns if pattern not in names]
         self._unwanted = GitIgnoreSpec.from_lines(others) if others else None
 
     def takes(self, name: bytes, *, is_directory: bool) -> bool:
         """Whether the entry of this name, relative to the directory, is taken."""
-        path = os.fsdecode(name)
-        folder = path.rpartition("/")[0]
-        if self._is_left_out(folder) or self._is_unwanted(path, is_directory=is_directory):
+        if self._is_left_out(name.rpartition(b"/")[0]) or self._is_unwanted(name, is_directory=is_directory):
             return False
-        return self._wanted is None or self._wanted.match_file(path + "/" if is_directory else path)
+        return self._wanted is None or self._wanted.match_file(_path(name, is_directory=is_directory))
 
     @property
     def is_tars_own(self) -> bool:
@@ -60,11 +59,11 @@ class Selection:
 
     def names_for_tar(self) -> list[str]:
         """Names that tar itself can leave out, wherever they are, with the same outcome."""
-        return sorted(self._names)
+        return sorted(name.decode() for name in self._names)
 
     def paths_for_tar(self) -> list[str]:
         """Paths at the top of the directory that tar itself leaves out."""
-        return sorted(self._never)
+        return sorted(name.decode() for name in self._never)
 
     def operands_for_tar(self) -> list[str] | None:
         """The only paths that can hold anything that is taken; None when that may be everywhere."""
@@ -79,21 +78,27 @@ class Selection:
             return None
         return sorted(path for path in paths if not any(path.startswith(f"{other}/") for other in paths))
 
-    def _is_left_out(self, folder: str) -> bool:
+    def _is_left_out(self, folder: bytes) -> bool:
         """Whether this directory is, or one above it."""
         known = self._folders.get(folder)
         if known is None:
-            above = folder.rpartition("/")[0]
+            above = folder.rpartition(b"/")[0]
             known = self._is_left_out(above) or self._is_unwanted(folder, is_directory=True)
             if len(self._folders) > _REMEMBERED_FOLDERS:
-                self._folders = {"": False}
+                self._folders = {b"": False}
             self._folders[folder] = known
         return known
 
-    def _is_unwanted(self, path: str, *, is_directory: bool) -> bool:
-        if path in self._never or path.rpartition("/")[2] in self._names:
+    def _is_unwanted(self, name: bytes, *, is_directory: bool) -> bool:
+        if name in self._never or name.rpartition(b"/")[2] in self._names:
             return True
-        return self._unwanted is not None and self._unwanted.match_file(path + "/" if is_directory else path)
+        return self._unwanted is not None and self._unwanted.match_file(_path(name, is_directory=is_directory))
+
+
+def _path(name: bytes, *, is_directory: bool) -> str:
+    """A path as patterns see it."""
+    path = os.fsdecode(name)
+    return path + "/" if is_directory else path
 
 
 def _brought_back(defaults: Sequence[str], exclude: Sequence[str]) -> tuple[list[str], list[str]]:
