@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from activities.streams import StreamBroken
-from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
+from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header_of, padding
 from activities.workspaces.entries import Report
 from activities.workspaces.selection import OURS
 from sandhold.contracts.errors import ErrorCode, ToolFailure
@@ -60,7 +60,7 @@ async def _entry(
     else:
         content = files.read(found.path)
     entry = TarEntry(name, EntryKind.FILE, _MODE, int(found.modified_at.timestamp()), found.size, b"")
-    yield header(entry)
+    yield header_of(entry)
     passed = 0
     async for piece in content:
         passed += len(piece)

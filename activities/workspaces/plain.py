@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
+from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header_of, padding
 from activities.workspaces.entries import EntryRules, Report
 
 Piece = bytes | int
@@ -22,7 +22,7 @@ class PlainWriter:
     def begin(self, entry: TarEntry) -> bool:
         if not self._rules.takes(entry):
             return False
-        self._gathered.append(header(entry))
+        self._gathered.append(header_of(entry))
         if entry.kind is not EntryKind.FILE:
             self._report.files += entry.kind is not EntryKind.DIRECTORY
             return False
