@@ -9,7 +9,7 @@ export UV_NO_CONFIG := 1
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test check format lock histories output-memory bench clean
+.PHONY: help setup demo dev test check format lock histories output-memory bench workspace-bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ histories: setup ## Record the main scenarios for the replay tests, once per rel
 
 bench: setup ## Measure what a call costs here: make bench BENCH="--long --json FILE"
 	@exec $(BIN)/python -m bench $(BENCH)
+
+workspace-bench: setup ## Download 2 GiB, 100,000 small files and 5 GiB beside the provider's client: make workspace-bench BENCH="--rounds 1"
+	@exec $(BIN)/python -m bench.workspaces $(BENCH)
 
 # CHAOS takes further options: make chaos CHAOS="--kind worker --no-fifty"
 chaos: setup ## Break everything under running commands: make chaos ROUNDS=20 SEED=1a2b

@@ -53,11 +53,13 @@ for number in range(count):
     folder = f"{number % 5}/{number % 100}"
     os.makedirs(folder, exist_ok=True)
     with open(f"{folder}/file-{number}", "wb") as file:
-        # Every other file is text; a large one is random, so that nothing can be saved by compressing it.
-        is_text = kind == "mixed" and number % 2
+        # Half of it is text, by files and within them, unless nothing is to be saved by compressing.
+        pieces = number
         while size:
             piece = min(size, 1 << 20)
-            at = os.getpid() * number % 1000
+            pieces += 1
+            at = os.getpid() * pieces % 1000
+            is_text = kind == "mixed" and pieces % 2
             file.write((words[at:] * (piece // (len(words) - at) + 1))[:piece] if is_text else os.urandom(piece))
             size -= piece
 """
@@ -204,7 +206,8 @@ async def _measure(stack: Stack, given: argparse.Namespace, tell: Callable[[str]
             await measuring.tree("warming up", "random", MIB, 10)
             trees = []
             for name, kind, total, count in (
-                ("one large file", "random", given.file_bytes, 1),
+                ("one large file", "mixed", given.file_bytes, 1),
+                ("one of noise alone", "random", given.file_bytes, 1),
                 ("many small files", "mixed", given.files * 1024, given.files),
                 ("a tree", "mixed", given.tree_bytes, max(1, given.tree_bytes // (4 * MIB))),
             ):

@@ -11,13 +11,16 @@ ss_run() (
     printf '' >"$SANDHOLD_SPOOL/code.$?"
 )
 
-# A part is what dd gets by ss_blocks reads: where it knows no fullblock they may be short, and the part with them.
+# A part is what dd gets by ss_blocks reads: where it knows no fullblock they may be short, and the part with them. The
+# first ones are small, so that there is something to take while the rest is made.
 ss_cut() {
     ss_full=
     dd if=/dev/null bs=1 count=1 iflag=fullblock 2>/dev/null && ss_full=iflag=fullblock
-    ss_blocks=$((SANDHOLD_PART_BYTES / 65536))
+    ss_most=$((SANDHOLD_PART_BYTES / 65536))
+    ss_blocks=8
     ss_parts=0
     while ss_wait_without "$SANDHOLD_SPOOL/part.$((ss_parts + 1 - SANDHOLD_PARTS))"; do
+        ss_blocks=$((ss_blocks * 2 < ss_most ? ss_blocks * 2 : ss_most))
         if ! dd bs=65536 count=$ss_blocks $ss_full of="$SANDHOLD_SPOOL/new" 2>/dev/null; then
             rm -f "$SANDHOLD_SPOOL/new"
             printf '' >"$SANDHOLD_SPOOL/end.$ss_parts.full"
