@@ -30,6 +30,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
 from activities.files import FileActivities
+from activities.filling import FillingActivities
 from activities.following import FollowingActivities
 from activities.interruptions import InterruptionActivities
 from activities.lifecycle import LifecycleActivities
@@ -83,6 +84,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
+    filling = FillingActivities(access, storage, client)
     retention = RetentionActivities(client, storage, access.deployment)
     return Activities(
         of_calls=[
@@ -103,7 +105,13 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             statuses.sandbox_statuses,
             retention.clean_storage,
         ],
-        of_followers=[following.follow_commands, workspaces.download_workspace],
+        of_followers=[
+            following.follow_commands,
+            workspaces.download_workspace,
+            workspaces.save_workspace,
+            filling.fill_sandbox,
+            filling.push_files,
+        ],
     )
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable
 
 from activities.reasons import failure_for
 from activities.stream_requests import StreamBroken, StreamEnd
 from activities.stream_scripts import PLACE, UNPACK
 from activities.streams import SandboxStreams
-from activities.workspaces.packed import STEP_BYTES
-from activities.zstd import ZstdDecompressor, ZstdError
-from sandhold.contracts.errors import ErrorCode, ToolFailure
+from activities.workspaces.entries import readable
+from sandhold.contracts.errors import ToolFailure
+from sandhold.contracts.names import call_folder
 from sandhold.contracts.steps import SandboxRef
 
 _BROKE_OFF = 75
 _KILLED = 128
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_TOLD_ENTRIES = 3
+_TOLD_CHARS = 200
 
 
 class Arrivals:
@@ -29,52 +29,50 @@ class Arrivals:
         self._streams = streams
 
     async def place(
-        self, ref: SandboxRef, call_id: str, path: str, pieces: AsyncIterable[bytes], *, mode: str | None = None
+        self,
+        ref: SandboxRef,
+        call_id: str,
+        path: str,
+        pieces: AsyncIterable[bytes],
+        *,
+        size: int | None = None,
+        mode: str | None = None,
     ) -> None:
-        """Make `pieces` the content of the file at `path` (absolute), as a whole or not at all."""
-        environment = {"SANDHOLD_TARGET": path, "SANDHOLD_MODE": mode or ""}
-        _check(path, await self._streams.write(ref, call_id, PLACE, environment, pieces))
+        """Make `pieces` the content of the file at `path` (absolute), as a whole or not at all.
+
+        Pieces that do not make `size` bytes are taken for damaged on their way.
+        """
+        environment = {
+            "SANDHOLD_TARGET": path,
+            "SANDHOLD_MODE": mode or "",
+            "SANDHOLD_SIZE": "" if size is None else str(size),
+            "SANDHOLD_NAME": call_folder(call_id),
+        }
+        end = await self._streams.write(ref, call_id, PLACE, environment, pieces)
+        if not _ended_well(path, end):
+            raise failure_for(path, readable(end.said) or f"ended with {end.exit_code}")
 
     async def unpack(self, ref: SandboxRef, call_id: str, directory: str, pieces: AsyncIterable[bytes]) -> None:
-        """Unpack a tar archive, compressed by zstd or not, into a directory (absolute).
+        """Unpack a tar archive into a directory (absolute). Its names are believed.
 
-        What it holds replaces what is there under the same names. A failure leaves what was unpacked by then.
+        What it holds replaces what is there under the same names. A failure leaves what was unpacked by then, and names
+        the first of what was not.
         """
-        environment = {"SANDHOLD_TARGET": directory}
-        _check(directory, await self._streams.write(ref, call_id, UNPACK, environment, _plain(pieces)))
+        end = await self._streams.write(ref, call_id, UNPACK, {"SANDHOLD_TARGET": directory}, pieces)
+        if not _ended_well(directory, end):
+            raise _not_unpacked(directory, end)
 
 
-def _check(path: str, end: StreamEnd) -> None:
+def _ended_well(path: str, end: StreamEnd) -> bool:
     if end.exit_code == _BROKE_OFF or end.exit_code > _KILLED:
         raise StreamBroken(f"what writes {path} ended with {end.exit_code}")
-    if end.exit_code != 0:
-        raise failure_for(path, end.said.decode("utf-8", "backslashreplace") or f"ended with {end.exit_code}")
+    return end.exit_code == 0
 
 
-async def _plain(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The archive without its compression, if it has one: not every sandbox has zstd."""
-    decompressor: ZstdDecompressor | None = None
-    begun = b""
-    has_begun = False
-    async for piece in pieces:
-        if not has_begun:
-            begun += piece
-            if len(begun) < len(_ZSTD):
-                continue
-            has_begun, piece = True, begun  # noqa: PLW2901
-            decompressor = ZstdDecompressor() if begun.startswith(_ZSTD) else None
-        if decompressor is None:
-            yield piece
-            continue
-        while piece or not decompressor.needs_input:
-            if decompressor.eof:
-                break
-            try:
-                yield await asyncio.to_thread(decompressor.decompress, piece, STEP_BYTES)
-            except ZstdError as error:
-                raise ToolFailure(ErrorCode.INVALID_ARGUMENTS, f"the archive is damaged ({error})") from error
-            piece = b""  # noqa: PLW2901
-    if not has_begun and begun:
-        yield begun
-    if decompressor is not None and not decompressor.eof:
-        raise ToolFailure(ErrorCode.INVALID_ARGUMENTS, "the archive is damaged: it ends in the middle")
+def _not_unpacked(directory: str, end: StreamEnd) -> ToolFailure:
+    lines = [line for line in readable(end.said).splitlines() if line.strip()]
+    told = "; ".join(line[:_TOLD_CHARS] for line in lines[:_TOLD_ENTRIES]) or f"tar ended with {end.exit_code}"
+    if len(lines) > _TOLD_ENTRIES:
+        told = f"{told}; and {len(lines) - _TOLD_ENTRIES} more"
+    meaning = failure_for(directory, told).error
+    return ToolFailure(meaning.code, f"not everything could be unpacked into {directory}: {told}", hint=meaning.hint)

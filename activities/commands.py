@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
@@ -17,7 +18,7 @@ from activities.deadlines import time_left_s
 from activities.faults import ProviderError
 from activities.heartbeats import heartbeats, heartbeats_if_wanted
 from activities.launcher import INLINE_SCRIPT_BYTES, CallReport, Captured, Script, start_request, stop_request
-from activities.launcher.access import ANSWER_MARGIN_S, Launcher, only_report
+from activities.launcher.access import ANSWER_MARGIN_S, Launcher, not_kept_from_starting, only_report
 from activities.outcomes import arguments_of, failed_outcome, progress_of
 from activities.output import exec_result, with_files
 from activities.provider import ProviderAccess
@@ -77,6 +78,7 @@ class CommandActivities:
                 background=arguments.background,
                 bounded=timeout_s is not None,
                 deadline_at=None if timeout_s is None else started_at + timedelta(seconds=timeout_s),
+                cap_bytes=step.output_cap_bytes,
             )
             return CommandProgress(call_id=step.call_id, running=place)
 
@@ -85,24 +87,24 @@ class CommandActivities:
         """End the commands and everything they started: TERM, grace, KILL.
 
         When this returns none of them runs, and one that had not been started will not start later. Their
-        outcomes are told by whoever follows them. Safe to repeat.
+        outcomes are told by whoever follows them. Safe to repeat. When it raises, every one of them was tried.
         """
         places = asyncio.Semaphore(STOPS_AT_ONCE)
 
         async def stop(call_id: str) -> None:
             async with places:
-                await self._launcher.ask(step.ref, stop_request(call_id, grace_s=step.grace_s))
+                report = only_report(await self._launcher.ask(step.ref, stop_request(call_id, grace_s=step.grace_s)))
+            if report.state == "absent":
+                raise not_kept_from_starting()
 
         async with heartbeats():
-            try:
-                async with asyncio.TaskGroup() as stopping:
-                    for call_id in step.call_ids:
-                        stopping.create_task(stop(call_id))
-            except ExceptionGroup as failures:
-                failure = _most_telling(failures)
-                if isinstance(failure, ApplicationError) and failure.type in _NOTHING_RUNS:
-                    return
-                raise failure from failures
+            tried = await asyncio.gather(*map(stop, step.call_ids), return_exceptions=True)
+        failures = [each for each in tried if each is not None]
+        if failures:
+            failure = most_telling(failures)
+            if isinstance(failure, ApplicationError) and failure.type in _NOTHING_RUNS:
+                return
+            raise failure
 
     async def _start(
         self, step: CommandStep, arguments: ExecArguments, timeout_s: float | None
@@ -211,9 +213,9 @@ def _timeout_s(step: CommandStep, arguments: ExecArguments) -> float | None:
     return None if arguments.background else step.default_timeout_ms / 1000
 
 
-def _most_telling(failures: ExceptionGroup[Exception]) -> Exception:
+def most_telling(failures: Sequence[BaseException]) -> BaseException:
     """The failure to raise for several: one that says something about the sandbox itself before any other."""
-    for failure in failures.exceptions:
+    for failure in failures:
         if isinstance(failure, ApplicationError) and failure.non_retryable:
             return failure
-    return failures.exceptions[0]
+    return failures[0]

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import cast
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.commands import TIMEOUT_GRACE_S
+from activities.commands import TIMEOUT_GRACE_S, most_telling
 from activities.heartbeats import heartbeats
-from activities.launcher import UNKILLABLE_S, CallReport, Position, TornAnswer, follow_request, stop_request
-from activities.launcher.access import Launcher, only_report, torn
+from activities.launcher import (
+    UNKILLABLE_S,
+    UNWANTED,
+    CallReport,
+    Position,
+    TornAnswer,
+    follow_request,
+    stop_request,
+)
+from activities.launcher.access import Launcher, not_kept_from_starting, only_report, torn
 from activities.outcomes import progress_of
-from activities.output import exec_result, with_files
+from activities.output import exec_result, with_files, with_loss
 from activities.provider import ProviderAccess
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, ToolError
@@ -30,7 +40,7 @@ from sandhold.contracts.steps import (
     StoredOutput,
 )
 from sandhold.contracts.tools import OutputDetail
-from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage
+from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage, Stream
 from sandhold.storage.segments import REWRITE_S, SEGMENT_BYTES
 
 FOLLOW_WAIT_S = 8.0
@@ -46,7 +56,9 @@ LEAST_ANSWER_BYTES, FIRST_ANSWER_BYTES, MOST_ANSWER_BYTES = 64 * 1024, 1024 * 10
 """How much output one answer carries: more while much comes, less after a request that was not answered."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_ASKED_PAUSE_S = 0.1, 5.0, 30.0
 """Between two requests that were not answered; the last bounds what the provider may ask for."""
-
+ENDED_AT_ONCE = 16
+BEYOND_CAP_BYTES = 1024 * 1024
+"""What is stored of a command beyond its cap, as its watcher in the sandbox looks only now and then."""
 
 _NEVER_STARTED = ToolError(
     code=ErrorCode.CANCELLED,
@@ -70,28 +82,41 @@ class FollowingActivities:
         The whole output of a command is in storage before its outcome is told. Returns without an outcome once
         STORED_PER_ATTEMPT_BYTES were stored. Goes on from what is known to be in storage: by the places, by the
         heartbeats of the attempt before, and by storage itself. Requests that fail are repeated: no fault on the way
-        to the sandbox ends a command or the following. A command whose deadline has long passed is ended. Cancelling
-        this ends nothing but the following. Raises what the provider says about the sandbox itself.
+        to the sandbox ends a command or the following; after one that was not answered the next asks about fewer
+        commands. A command whose deadline has long passed is ended. Of one that wrote far more than its cap the
+        beginning is stored. Cancelling this ends nothing but the following. Raises what the provider says about the
+        sandbox itself.
         """
         commands = {call_folder(place.call_id): _Followed(self._storage, step.ref, place) for place in step.commands}
         _take_up_heartbeat(commands.values())
+        turn = deque(commands)
+        at_once = len(commands)
         answer_bytes = FIRST_ANSWER_BYTES
         pause_s = FIRST_PAUSE_S
         async with heartbeats(lambda: {each.call_id: each.stored.model_dump() for each in commands.values()}):
             await self._take_up_storage(step.ref, commands.values())
             while True:
+                asked = {folder: commands[folder] for folder in islice(turn, at_once)}
+                turn.rotate(-at_once)  # One that spoils the answer is in the way of no other for long.
                 try:
                     await self._end_overdue(step.ref, commands.values())
-                    taken = await self._take_news(step.ref, commands, answer_bytes)
+                    # The others' turn comes at once.
+                    wait_s = FOLLOW_WAIT_S if len(asked) == len(commands) else 0.0
+                    taken = await self._take_news(step.ref, asked, answer_bytes, wait_s)
                 except ApplicationError as error:
                     if error.non_retryable:
                         raise
-                    activity.logger.warning("following goes on after a failed request", extra={"error": str(error)})
+                    activity.logger.warning(
+                        "following goes on after a failed request",
+                        extra={"error": str(error), "asked_about": len(asked), "commands": len(commands)},
+                    )
                     await asyncio.sleep(max(pause_s, _asked_pause_s(error)))
                     pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                     answer_bytes = max(answer_bytes // 4, LEAST_ANSWER_BYTES)
+                    at_once = max(at_once // 2, 1)
                     continue
                 pause_s = FIRST_PAUSE_S
+                at_once = min(at_once * 2, len(commands))
                 if taken >= answer_bytes // 2:
                     answer_bytes = min(answer_bytes * 2, MOST_ANSWER_BYTES)
                 ended = [each for each in commands.values() if each.complete]
@@ -114,19 +139,28 @@ class FollowingActivities:
 
     async def _end_overdue(self, ref: SandboxRef, commands: Collection[_Followed]) -> None:
         """End the commands that their watchers in the sandbox should have ended long ago: something killed those."""
-        for command in commands:
-            if command.overdue:
+        places = asyncio.Semaphore(ENDED_AT_ONCE)
+
+        async def end(command: _Followed) -> None:
+            async with places:
                 command.note_ending()
                 activity.logger.warning("ending a command whose time is up", extra={"call_id": command.call_id})
                 order = stop_request(command.call_id, grace_s=TIMEOUT_GRACE_S, reason="timed_out")
                 await self._launcher.ask(ref, order)
 
-    async def _take_news(self, ref: SandboxRef, commands: dict[str, _Followed], answer_bytes: int) -> int:
+        overdue = [command for command in commands if command.overdue]
+        failures = [each for each in await asyncio.gather(*map(end, overdue), return_exceptions=True) if each]
+        if failures:
+            raise most_telling(failures)
+
+    async def _take_news(
+        self, ref: SandboxRef, commands: dict[str, _Followed], answer_bytes: int, wait_s: float
+    ) -> int:
         """One request, and what it tells into storage; how many bytes that were."""
         order = follow_request(
             [each.position for each in commands.values()],
             # What readers do not see yet waits no longer than it must.
-            wait_s=REWRITE_S if any(each.unseen for each in commands.values()) else FOLLOW_WAIT_S,
+            wait_s=min(wait_s, REWRITE_S) if any(each.unseen for each in commands.values()) else wait_s,
             budget_bytes=answer_bytes,
         )
         answer = await self._launcher.ask(ref, order, answer_bytes=answer_bytes)
@@ -147,7 +181,7 @@ class FollowingActivities:
         """When this returns the command of which nobody knew whether it was started is over, or being ended."""
         report = only_report(await self._launcher.ask(ref, stop_request(command.call_id, grace_s=0.0)))
         if report.state == "absent":
-            raise torn("the sandbox has no room to note that a command is not to be started")
+            raise not_kept_from_starting()
 
     async def _ended(self, ref: SandboxRef, command: _Followed) -> CommandProgress:
         await command.finish()
@@ -162,7 +196,8 @@ class FollowingActivities:
             command.call_id, command.end, detail, asked_to_end=asked_to_end, time_is_up=command.time_is_up
         )
         if command.position.stdout or command.position.stderr:
-            result = with_files(result, whole=command.whole)
+            result = with_files(result, whole=command.whole, cut_at=command.cut_at)
+        result = with_loss(result, command.emptied_at)
         return await progress_of(self._storage, ref.session_id, result)
 
 
@@ -175,7 +210,12 @@ class _Followed:
         self.end: CallReport | None = None
         self.time_is_up = False
         """Whether we have asked to end it for its deadline."""
+        self.emptied_at: dict[Stream, int] = {}
+        """The streams whose file became shorter than what is known, and how much that is. From then on its offsets mean
+        other bytes: nothing more is stored of it."""
         self._end_again_at = 0.0
+        self._told: dict[Stream, int] = {"stdout": 0, "stderr": 0}
+        """How much of each stream there is, by the last that was told of it."""
         self._storage, self._ref = storage, ref
         self._began = StoredOutput()
         self._begin()
@@ -197,8 +237,33 @@ class _Followed:
 
     @property
     def position(self) -> Position:
-        """How much of the output is known."""
-        return Position(self.call_id, self._stdout.offset, self._stderr.offset)
+        """From where on the output is asked for."""
+        known = {stream: writer.offset for stream, writer in self._writers}
+        if self._room == 0:
+            # Nothing more is taken: only its end, and that it grows, is news.
+            known = {stream: max(offset, self._told[stream]) for stream, offset in known.items()}
+        known.update(dict.fromkeys(self.emptied_at, UNWANTED))
+        return Position(self.call_id, known["stdout"], known["stderr"])
+
+    @property
+    def _writers(self) -> tuple[tuple[Stream, SegmentWriter], ...]:
+        return (("stdout", self._stdout), ("stderr", self._stderr))
+
+    @property
+    def _taken(self) -> int:
+        return self._stdout.offset + self._stderr.offset
+
+    @property
+    def _room(self) -> int | None:
+        """How many bytes may still be taken; None for any number."""
+        cap = self.place.cap_bytes
+        return None if cap is None else max(0, cap + BEYOND_CAP_BYTES - self._taken)
+
+    @property
+    def cut_at(self) -> int | None:
+        """How many bytes were taken, if there was more than may be; else None."""
+        more = any(writer.offset < self._told[stream] for stream, writer in self._writers)
+        return self._taken if more and self._room == 0 else None
 
     @property
     def stored(self) -> StoredOutput:
@@ -214,10 +279,13 @@ class _Followed:
     def complete(self) -> bool:
         """Whether the command is over and all that it had written by then is known.
 
-        A process that it left behind may write on; that is not waited for.
+        A process that it left behind may write on; that is not waited for. Nor is what may not be taken.
         """
         end = self.end
-        return end is not None and self._stdout.offset >= end.stdout.size and self._stderr.offset >= end.stderr.size
+        if end is None or self._room == 0:
+            return end is not None
+        known = self.position
+        return known.stdout >= end.stdout.size and known.stderr >= end.stderr.size
 
     @property
     def whole(self) -> bool:
@@ -243,15 +311,24 @@ class _Followed:
         return self._stdout.unseen or self._stderr.unseen
 
     async def take(self, report: CallReport) -> int:
-        """Take the news; how many bytes they are. Raises ApplicationError when some are missing before them."""
+        """Take the news, as far as may be; how many bytes that is. Raises ApplicationError when some are missing
+        before them."""
         if report.state != "running" and self.end is None:
             self.end = report
+            self._told["stdout"] = max(self._told["stdout"], report.stdout.size)
+            self._told["stderr"] = max(self._told["stderr"], report.stderr.size)
         taken = 0
-        for writer, piece in ((self._stdout, report.stdout_slice), (self._stderr, report.stderr_slice)):
-            if piece is None:
+        for (stream, writer), piece in zip(self._writers, (report.stdout_slice, report.stderr_slice), strict=True):
+            if piece is None or stream in self.emptied_at:
+                continue
+            if piece.size < writer.offset:
+                self.emptied_at[stream] = writer.offset
+                continue
+            self._told[stream] = max(self._told[stream], piece.size)
+            if self._room == 0:
                 continue
             try:
-                data = piece.beyond(writer.offset)
+                data = piece.beyond(writer.offset)[: self._room]
             except TornAnswer as error:
                 raise torn(str(error)) from error
             await writer.take(data)

@@ -6,13 +6,14 @@ Pure: the same bytes give the same text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from activities.launcher import CallReport, Captured
 from sandhold.contracts.fields import CommandStatus
 from sandhold.contracts.names import output_folder
 from sandhold.contracts.tools import ExecResult, OutputDetail, OutputFiles
+from sandhold.storage import Stream
 
 KIB = 1024
 BUDGETS: dict[OutputDetail, int] = {
@@ -58,6 +59,7 @@ _EXIT_HINTS = {
 }
 
 
+_BEYOND_CAP = "Only the first {kept} bytes of the output were kept, because the command wrote so much more than it may."
 _NO_ROOM = (
     "The session's storage is full (storage_quota_bytes), so only the beginning of the output was kept there. "
     "Files that are not needed can be deleted from it."
@@ -97,12 +99,26 @@ def exec_result(
     )
 
 
-def with_files(result: ExecResult, *, whole: bool = True) -> ExecResult:
-    """The result of a command whose output is in session storage; `whole` unless there was no room for all of it."""
+def with_files(result: ExecResult, *, whole: bool = True, cut_at: int | None = None) -> ExecResult:
+    """The result of a command whose output is in session storage; `whole` unless there was no room for all of it.
+
+    `cut_at` is how many bytes of stdout and stderr were kept of a command that wrote far more than its cap.
+    """
     call_id = result.call_id
-    files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"), whole=whole)
-    hint = result.hint if whole else " ".join(filter(None, [result.hint, _NO_ROOM]))
+    kept = whole and cut_at is None
+    files = OutputFiles(stdout=output_folder(call_id, "stdout"), stderr=output_folder(call_id, "stderr"), whole=kept)
+    why = [None if whole else _NO_ROOM, None if cut_at is None else _BEYOND_CAP.format(kept=cut_at)]
+    hint = " ".join(filter(None, [result.hint, *why])) or None
     return result.model_copy(update={"output_files": files, "hint": hint})
+
+
+def with_loss(result: ExecResult, emptied_at: Mapping[Stream, int]) -> ExecResult:
+    """The result of a command that emptied its own output when so many bytes of it had been stored."""
+    hints = [
+        f"The command emptied its own {stream} after {known} bytes: what it wrote there later was not stored."
+        for stream, known in emptied_at.items()
+    ]
+    return result.model_copy(update={"hint": " ".join(filter(None, [result.hint, *hints])) or None})
 
 
 def status_of(report: CallReport, *, asked_to_end: bool = False, time_is_up: bool = False) -> CommandStatus:
@@ -310,7 +326,7 @@ def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDet
             hints.append("The command was cancelled; it may have had part of its effect.")
         case "interrupted":
             hints.append(
-                "The command was cut off from outside: the sandbox stopped or ran out of memory. "
+                "The command was cut off from outside: the sandbox stopped, or ran out of memory or processes. "
                 "It may have had part of its effect; it was not run again."
             )
         case _ if report.exit_code is not None and report.exit_code in _EXIT_HINTS:
@@ -321,6 +337,11 @@ def _hint(status: str, report: CallReport, *, truncated: bool, detail: OutputDet
         hints.append(
             "The sandbox's disk was full: output of the command, and what it wrote, may be missing. "
             "Delete what is not needed, or use a larger sandbox."
+        )
+    if report.reopens_output:
+        hints.append(
+            "The command opens its own output anew (as `> /dev/stderr` does), which empties it: what it had written "
+            "there before is lost. Write with `>&2` or `>&1`, or append with `>>`."
         )
     if truncated and detail != "full":
         hints.append("Output was left out; read it with `daytona_command`, or ask for more with `output` next time.")

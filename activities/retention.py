@@ -123,12 +123,17 @@ class RetentionActivities:
             described = await self._client.get_workflow_handle(session_workflow_id(session_id)).describe()
             if described.status is WorkflowExecutionStatus.RUNNING or described.close_time is None:
                 return Verdict.OPEN
-            policy = (await session_start(self._client, session_id)).policy
+            start = await session_start(self._client, session_id)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return Verdict.UNDECIDED
             raise
-        return EndMark(deployment=self._deployment, ended_at=described.close_time, keep_days=policy.keep_days)
+        return EndMark(
+            deployment=self._deployment,
+            ended_at=described.close_time,
+            keep_days=start.policy.keep_days,
+            owner=start.owner,
+        )
 
     async def _something_runs(self, session_id: str) -> bool:
         """A session that was closed by force leaves sandboxes that are still being deleted, and may write."""

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from sandhold.contracts.calls import CallEnvelope
     from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
     from sandhold.contracts.policy import Policy
+    from sandhold.contracts.transfers import RestoreFrom
 
 _HOMES = {
     "CallEnvelope": "sandhold.contracts.calls",
     "ErrorCode": "sandhold.contracts.errors",
     "OwnerMismatch": "sandhold.client",
     "Policy": "sandhold.contracts.policy",
+    "RestoreFrom": "sandhold.contracts.transfers",
     "Sandhold": "sandhold.client",
     "SandholdError": "sandhold.client",
     "Session": "sandhold.client",
@@ -42,6 +44,7 @@ __all__ = [
     "ErrorCode",
     "OwnerMismatch",
     "Policy",
+    "RestoreFrom",
     "Sandhold",
     "SandholdError",
     "Session",

@@ -75,7 +75,7 @@ def may_run(call_id: str, error: ToolError) -> CallOutcome:
     """The outcome of a call that gave up on a command that may have been started."""
     hint = f"The command may run: daytona_command with the call_id {call_id} follows it and cancels it."
     hint = hint if error.hint is None else f"{error.hint} {hint}"
-    return CallOutcome(error=error.model_copy(update={"ambiguous": True, "hint": hint}))
+    return CallOutcome(error=error.model_copy(update={"ambiguous": True, "retryable": False, "hint": hint}))
 
 
 def _outcome(result: ExecResult) -> CallOutcome:

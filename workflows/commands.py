@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from temporalio import workflow
@@ -47,6 +48,15 @@ _AGAIN_FIRST_S, _AGAIN_MOST_S = 5.0, 300.0
 """Pauses after a follower has failed; each is twice the one before."""
 
 
+@dataclass(frozen=True)
+class _Following:
+    """What a follower at work was scheduled with."""
+
+    call_ids: list[str]
+    starts: int
+    """How often the sandbox had been started by then."""
+
+
 class Commands:
     """Every command is followed by exactly one follower while it runs; its end is told once."""
 
@@ -61,7 +71,7 @@ class Commands:
         self._unfollowed: list[str] = []
         self._gathering = False
         self._again_s = _AGAIN_FIRST_S
-        self._followers: dict[asyncio.Task[FollowCommandsResult], list[str]] = {}
+        self._followers: dict[asyncio.Task[FollowCommandsResult], _Following] = {}
         self._lifecycle: Lifecycle
 
     def attach(self, lifecycle: Lifecycle) -> None:
@@ -158,7 +168,9 @@ class Commands:
 
         When this returns all commands that ran have ended, with what storage holds of their output if it can be read.
         """
-        gone = list(self.running())
+        await self._interrupt(list(self.running()))
+
+    async def _interrupt(self, gone: list[CommandRecord]) -> None:
         ids = [record.place.call_id for record in gone]
         new = [record for record in gone if record.place.call_id not in self._interrupting]
         self._interrupting.update(ids)
@@ -180,21 +192,49 @@ class Commands:
 
         A command among them that is not on record yet is kept from starting.
         """
+        asked = self.ask_to_end(call_ids)
+        ids = sorted(call_ids)
+        try:
+            await workflow.execute_activity(
+                Activity.STOP_COMMANDS,
+                StopCommandsStep(ref=self._lifecycle.ref(), call_ids=ids, grace_s=KILL_GRACE_S),
+                schedule_to_close_timeout=timedelta(seconds=60),
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
+                retry_policy=PROMPT,
+                summary=f"cancel {', '.join(ids)}"[:200],
+            )
+        except ActivityError:
+            if workflow.patched(Patch.ENDED_BY_THE_STOP):
+                self.take_back(asked)
+            raise
+
+    def ask_to_end(self, call_ids: Collection[str]) -> set[str]:
+        """Note that their end is asked for, so that their outcomes say so; those of which it was not noted before."""
+        asked: set[str] = set()
         for call_id in call_ids:
             record = self._records.get(call_id)
             if record is None:
+                if call_id not in self._asked_to_end:
+                    asked.add(call_id)
                 self._asked_to_end.add(call_id)
-            else:
+            elif record.outcome is None:
+                if record.place.cancelled is None:
+                    asked.add(call_id)
                 record.place = record.place.model_copy(update={"cancelled": "cancelled"})
-        ids = sorted(call_ids)
-        await workflow.execute_activity(
-            Activity.STOP_COMMANDS,
-            StopCommandsStep(ref=self._lifecycle.ref(), call_ids=ids, grace_s=KILL_GRACE_S),
-            schedule_to_close_timeout=timedelta(seconds=60),
-            heartbeat_timeout=HEARTBEAT_TIMEOUT,
-            retry_policy=PROMPT,
-            summary=f"cancel {', '.join(ids)}"[:200],
-        )
+        return asked
+
+    def take_back(self, call_ids: Collection[str]) -> None:
+        """They could not be asked to end: those that run are followed on without that note."""
+        for call_id in call_ids:
+            self._asked_to_end.discard(call_id)
+            record = self._records.get(call_id)
+            if record is not None and record.outcome is None:
+                record.place = record.place.model_copy(update={"cancelled": None})
+        for follower, followed in list(self._followers.items()):
+            if not set(call_ids).isdisjoint(followed.call_ids):
+                follower.cancel()
+                del self._followers[follower]
+                self._follow(followed.call_ids)
 
     def count_start(self) -> None:
         """Count a command; now and then the folders of old ones are removed from the sandbox."""
@@ -245,9 +285,9 @@ class Commands:
         await until(lambda: False, timeout_s=_GATHER_S)
         self._gathering = False
         if len(self._followers) >= FOLLOWERS_LIMIT:
-            for follower, call_ids in self._followers.items():
+            for follower, followed in self._followers.items():
                 follower.cancel()
-                self._unfollowed += call_ids
+                self._unfollowed += followed.call_ids
             self._followers.clear()
         chosen, self._unfollowed = self._unfollowed, []
         places = [
@@ -267,7 +307,7 @@ class Commands:
             retry_policy=PATIENT,
             summary=f"follow {', '.join(place.call_id for place in places)}"[:200],
         )
-        self._followers[follower] = [place.call_id for place in places]
+        self._followers[follower] = _Following([place.call_id for place in places], self._lifecycle.starts)
         await until(follower.done)
         await self._take_result(follower)
 
@@ -276,8 +316,8 @@ class Commands:
             result = follower.result()
         except ActivityError as failure:
             if follower in self._followers:
-                await self._follower_failed(failure)
-                self._follow(self._followers.pop(follower, []))
+                await self._follower_failed(failure, self._followers[follower])
+                self._follow(self._left_by(follower))
             return
         except asyncio.CancelledError:
             return  # Cancelled before it was scheduled: another has taken over.
@@ -290,13 +330,18 @@ class Commands:
             record = self._records.get(progress.call_id)
             if record is not None:
                 self._end(record, progress)
-        self._follow([call_id for call_id in self._followers.pop(follower, []) if self._runs(call_id)])
+        self._follow([call_id for call_id in self._left_by(follower) if self._runs(call_id)])
+
+    def _left_by(self, follower: asyncio.Task[FollowCommandsResult]) -> list[str]:
+        """What a follower that is done has followed; nothing when another has taken over."""
+        followed = self._followers.pop(follower, None)
+        return [] if followed is None else followed.call_ids
 
     def _runs(self, call_id: str) -> bool:
         record = self._records.get(call_id)
         return record is not None and record.outcome is None
 
-    async def _follower_failed(self, failure: ActivityError) -> None:
+    async def _follower_failed(self, failure: ActivityError, followed: _Following) -> None:
         signal = signal_of(failure)
         error = error_of(failure)
         if signal is SandboxSignal.LOST:
@@ -304,8 +349,13 @@ class Commands:
             self.end_all(CallOutcome(error=error))
         elif signal is SandboxSignal.NOT_STARTED:
             # All processes of a stopped sandbox are gone: its commands were interrupted, not lost track of.
-            self._lifecycle.noticed_stopped()
-            await self.interrupt_all()
+            if not workflow.patched(Patch.STOPS_BY_FOLLOWER):
+                self._lifecycle.noticed_stopped()
+                await self.interrupt_all()
+            elif followed.starts == self._lifecycle.starts:
+                self._lifecycle.noticed_stopped()
+                await self._interrupt([each for each in self.running() if each.place.call_id in followed.call_ids])
+            # Else the news is of a stop before the last start: the next follower sees what became of them.
         else:
             workflow.logger.warning("follower failed, trying again", extra={"error": error.message})
             pause_s, self._again_s = self._again_s, min(self._again_s * 2, _AGAIN_MOST_S)

@@ -11,14 +11,14 @@ from temporalio.exceptions import ActivityError
 from workflows.command_results import called_off, in_background, may_run
 from workflows.commands import Commands
 from workflows.ledger import Call, Ledger, conflict
-from workflows.lifecycle import Lifecycle
+from workflows.lifecycle import Lifecycle, failure_from
 from workflows.patches import Patch
 from workflows.steps import error_of, may_have_been_done, step_in_two_tries
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import CallOutcome, CallRequest
-    from sandhold.contracts.errors import ErrorCode, ToolFailure
+    from sandhold.contracts.errors import ErrorCode, ToolError
     from sandhold.contracts.names import Activity, ToolName
     from sandhold.contracts.sandboxes import CommandRecord, SandboxStart
     from sandhold.contracts.steps import CommandPlace, CommandProgress, CommandStep
@@ -49,14 +49,20 @@ class ExecCalls:
 
     def check_room(self, request: CallRequest) -> None:
         """Raises ToolFailure `quota_exceeded` when too many commands run to start another one."""
+        refused = self.no_room(request)
+        if refused is not None and workflow.patched(Patch.COMMAND_LIMIT):
+            raise failure_from(refused)
+
+    def no_room(self, request: CallRequest) -> ToolError | None:
+        """Why no other command can be started now; None when it can."""
         running = {call.call_id for call in self._ledger.running() if call.entry.tool == ToolName.EXEC}
         running.update(record.place.call_id for record in self._commands.running())
-        if len(running) < COMMANDS_LIMIT or request.call_id in running or not workflow.patched(Patch.COMMAND_LIMIT):
-            return
-        raise ToolFailure(
-            ErrorCode.QUOTA_EXCEEDED,
-            f"{len(running)} commands run in sandbox {self._start.sandbox_id} already, at most {COMMANDS_LIMIT} may; "
-            "nothing was run",
+        if len(running) < COMMANDS_LIMIT or request.call_id in running:
+            return None
+        return ToolError(
+            code=ErrorCode.QUOTA_EXCEEDED,
+            message=f"{len(running)} commands run in sandbox {self._start.sandbox_id} already, at most "
+            f"{COMMANDS_LIMIT} may; nothing was run",
             hint="Wait for some of them to end, or end some: daytona_command lists, waits for and cancels them.",
             retryable=True,
         )
@@ -82,7 +88,7 @@ class ExecCalls:
         except ActivityError as failure:
             if not may_have_been_done(failure) or not workflow.patched(Patch.UNSURE_COMMANDS):
                 raise
-            self._record(call, CommandProgress(call_id=call.call_id, running=_unsure(call)))
+            self._record(call, CommandProgress(call_id=call.call_id, running=_unsure(call, policy.output_cap_bytes)))
             return may_run(call.call_id, error_of(failure))
         if progress.outcome is not None and progress.outcome.error is not None:
             return progress.outcome  # Nothing was started.
@@ -132,7 +138,7 @@ class ExecCalls:
         return call.entry.outcome
 
 
-def _unsure(call: Call) -> CommandPlace:
+def _unsure(call: Call, cap_bytes: int) -> CommandPlace:
     """The place of a command of which nobody knows whether it was started; its call has been answered."""
     return CommandPlace(
         call_id=call.call_id,
@@ -141,4 +147,5 @@ def _unsure(call: Call) -> CommandPlace:
         background=True,
         bounded=False,
         unsure=True,
+        cap_bytes=cap_bytes,
     )

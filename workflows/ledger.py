@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from workflows.patches import Patch
+
 with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import (
         MESSAGE_LIMIT_BYTES,
@@ -96,24 +98,37 @@ class Ledger:
         return [call.entry for call in self._calls.values()]
 
     def known(self, request: CallRequest) -> Call | None:
-        """The call that `request` repeats. Raises ToolFailure when the id was used for another call."""
+        """The call that `request` repeats; None also for one that was refused only for now, and is forgotten by this.
+
+        Raises ToolFailure when the id was used for another call.
+        """
         call = self._calls.get(request.call_id)
+        if call is not None and call.entry.refused_for_now and workflow.patched(Patch.REFUSED_FOR_NOW):
+            del self._calls[request.call_id]
+            return None
         if call is not None and call.entry.fingerprint != request.fingerprint():
             raise conflict(request.call_id)
         return call
 
     def check_room(self, request: CallRequest) -> None:
         """Raises ToolFailure `quota_exceeded` when too much runs to take another call on."""
+        refused = self.no_room(request)
+        if refused is not None:
+            raise ToolFailure(**refused.model_dump())
+
+    def no_room(self, request: CallRequest) -> ToolError | None:
+        """Why too much runs to take another call on; None when it does not."""
         running = list(self.running())
         held = sum(call.argument_bytes for call in running) + argument_bytes(request)
-        if len(running) >= RUNNING_LIMIT or held > RUNNING_LIMIT_BYTES:
-            raise ToolFailure(
-                ErrorCode.QUOTA_EXCEEDED,
-                f"{len(running)} calls run already, with {held} bytes of arguments; at most {RUNNING_LIMIT} calls and "
-                f"{RUNNING_LIMIT_BYTES} bytes at once",
-                hint="Wait for running calls to end. Large arguments can go by reference to session storage.",
-                retryable=True,
-            )
+        if len(running) < RUNNING_LIMIT and held <= RUNNING_LIMIT_BYTES:
+            return None
+        return ToolError(
+            code=ErrorCode.QUOTA_EXCEEDED,
+            message=f"{len(running)} calls run already, with {held} bytes of arguments; at most {RUNNING_LIMIT} calls "
+            f"and {RUNNING_LIMIT_BYTES} bytes at once",
+            hint="Wait for running calls to end. Large arguments can go by reference to session storage.",
+            retryable=True,
+        )
 
     def open(self, request: CallRequest) -> Call:
         """Record a new call as running."""
@@ -134,7 +149,9 @@ class Ledger:
     def refuse(self, request: CallRequest, error: ToolError) -> None:
         """Record a refused call, for those who cannot be answered directly and will ask for its result."""
         if request.call_id not in self._calls and is_call_id(request.call_id):
-            self.open(request).finish(CallOutcome(error=error))
+            call = self.open(request)
+            call.finish(CallOutcome(error=error))
+            call.entry.refused_for_now = error.retryable and not error.ambiguous
 
     def _make_room(self) -> None:
         surplus = len(self._calls) - LEDGER_LIMIT

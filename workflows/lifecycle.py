@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, Protocol, TypeAlias
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -15,6 +15,7 @@ from workflows.steps import FOR_EVER, HEARTBEAT_TIMEOUT, PATIENT, error_of, sign
 from workflows.waiting import until
 
 with workflow.unsafe.imports_passed_through():
+    from sandhold.contracts.calls import CallOutcome
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure
     from sandhold.contracts.names import PROVIDER_ID_ATTRIBUTE, STATE_ATTRIBUTE, Activity
     from sandhold.contracts.policy import DAY_S
@@ -34,6 +35,8 @@ DELETED_BY_CALL = "deleted by a call"
 CREATE_FAILED = "its creation failed"
 CLOSED_FROM_OUTSIDE = "its workflow was closed before the deletion was confirmed"
 Change = Literal["create", "start", "stop", "archive"]
+Fill: TypeAlias = "Callable[[SandboxRef, Callable[[], Awaitable[object]]], Awaitable[CallOutcome | None]]"
+"""Given how to start the sandbox again, should it stop meanwhile."""
 
 _DURING: dict[Change, SandboxState] = {
     "create": SandboxState.CREATING,
@@ -50,6 +53,19 @@ _BACKSTOP_IDLE_S = 600.0
 _BACKSTOP_LIFETIME_S = DAY_S
 
 
+class Inside(Protocol):
+    """What runs in the sandbox, as a stop needs to deal with it."""
+
+    async def quiesce(self) -> None:
+        """Ask everything to end, and wait a while for it."""
+
+    async def end_with_sandbox(self) -> None:
+        """The sandbox does not run any more: what has not told its end has an outcome when this returns."""
+
+    def go_on(self) -> None:
+        """The stop failed: what has not ended by then runs on."""
+
+
 class Operation:
     """One change of state under way."""
 
@@ -57,6 +73,8 @@ class Operation:
         self.change = change
         self.done = False
         self.error: ToolError | None = None
+        self.outcome: CallOutcome | None = None
+        """Of the call that asked for it, where the change itself has more to tell than that it was made."""
 
     def ended(self) -> bool:
         return self.done
@@ -69,15 +87,23 @@ class Lifecycle:
         self,
         start: SandboxStart,
         kept: SandboxCarried,
-        quiesce: Callable[[], Awaitable[None]],
+        inside: Inside,
         changed: Callable[[], None],
+        fill: Fill | None = None,
     ) -> None:
-        """`quiesce` ends what runs in the sandbox and is awaited before a stop; `changed` hears of every new state."""
+        """`inside` is quiesced before a stop, and hears how that went; `changed` hears of every new state.
+
+        `fill` brings into a new sandbox what its create call asked for, and has the outcome of that call; None when the
+        sandbox is to be deleted before that is known.
+        """
         self._start = start
         self._kept = kept
-        self._quiesce = quiesce
+        self._inside = inside
         self._changed = changed
+        self._fill = fill
         self.operation: Operation | None = None
+        self.starts = 0
+        """How often the sandbox has been started in this run: what says that it does not run may be older than that."""
 
     @property
     def state(self) -> SandboxState:
@@ -137,6 +163,7 @@ class Lifecycle:
     async def look_started(self) -> None:
         """Have the provider asked whether the sandbox runs, and start it if not, while calls go on using it."""
         await self._make("start")
+        self.starts += 1
         self.used()
 
     def noticed_stopped(self) -> None:
@@ -222,14 +249,23 @@ class Lifecycle:
 
     async def _perform(self, operation: Operation, before: SandboxState) -> None:
         change = operation.change
+        stops = change in {"stop", "archive"}
         try:
-            if change in {"stop", "archive"}:
-                await self._quiesce()
+            if stops:
+                await self._inside.quiesce()
             found = await (self._create() if change == "create" else self._make(change))
+            if change == "create" and self._fill is not None:
+                operation.outcome = await self._filled(found, self._fill)
+        except ToolFailure as failure:
+            operation.error = failure.error
         except ActivityError as failure:
             operation.error = error_of(failure)
             self._note_failure(change, before, failure, operation.error)
+            if stops:
+                self._inside.go_on()
         else:
+            if stops:
+                await self._inside.end_with_sandbox()
             self._note_success(change, found)
         finally:
             self.operation = None
@@ -264,6 +300,16 @@ class Lifecycle:
             raise
         return found
 
+    async def _filled(self, found: ProviderSandbox, fill: Fill) -> CallOutcome:
+        """The outcome of the create call, once its files are in the sandbox. Raises ToolFailure when it is ending."""
+        self._note_found(found)
+        outcome = await fill(self.ref(), lambda: self._make("start"))
+        ending = self.why_ending()
+        if outcome is None or ending is not None:
+            assert ending is not None
+            raise failure_from(ending)
+        return outcome
+
     async def _make(self, change: Change) -> ProviderSandbox:
         timeout_s = self._start.policy.lifecycle_timeout_s
         found: ProviderSandbox = await workflow.execute_activity(
@@ -277,15 +323,20 @@ class Lifecycle:
         )
         return found
 
-    def _note_success(self, change: Change, found: ProviderSandbox) -> None:
+    def _note_found(self, found: ProviderSandbox) -> None:
         kept = self._kept
         if kept.provider_id != found.provider_id:
             workflow.upsert_search_attributes([PROVIDER_ID_KEY.value_set(found.provider_id)])
         kept.provider_id = found.provider_id
         kept.provider_name = found.provider_name
         kept.create_requested_at = None
+
+    def _note_success(self, change: Change, found: ProviderSandbox) -> None:
+        kept = self._kept
+        self._note_found(found)
         kept.error = None
         if change in {"create", "start"}:
+            self.starts += 1
             self.used()
             self._enter(SandboxState.STARTED)
         else:

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
+from workflows.filling import Filling
+from workflows.keeping import Keeping
 from workflows.ledger import (
     Call,
     Ledger,
@@ -63,8 +65,16 @@ class Sandbox:
         self._kept = start.carried or SandboxCarried(state=SandboxState.CREATING, last_used_at=workflow.now(), runs=0)
         self._ledger = Ledger(self._kept.ledger)
         self._calls = SandboxCalls(start, self._kept, self._ledger, self._tell_operators)
-        self._lifecycle = Lifecycle(start, self._kept, self._calls.quiesce, self._tell_operators)
+        filling = Filling(start, self._kept)
+        self._lifecycle = Lifecycle(
+            start,
+            self._kept,
+            self._calls,
+            self._tell_operators,
+            fill=filling.fill if filling.wanted else None,
+        )
         self._calls.attach(self._lifecycle)
+        self._keeping = Keeping(start, self._kept, self._lifecycle)
         self._draining = False
 
     @workflow.run
@@ -100,7 +110,7 @@ class Sandbox:
         refuse_while_draining(self._draining)
         check_size(request)
         # At no cost in history: a deletion that hangs can meet any number of calls.
-        refused = self._calls.refusal(request)
+        refused = self._calls.refusal(request) or self._calls.no_room(request)
         if refused is not None:
             raise as_application_error(refused)
 
@@ -145,6 +155,7 @@ class Sandbox:
             calls=running,
             next=self._next(),
             runs=kept.runs,
+            saved=kept.saved,
         )
 
     @workflow.query(name=COMMAND_QUERY)
@@ -171,6 +182,8 @@ class Sandbox:
             return
         if operation.error is not None:
             call.finish(CallOutcome(error=operation.error))
+        elif operation.outcome is not None:
+            call.finish(operation.outcome)
         else:
             result = CreateSandboxResult(sandbox_id=self._start.sandbox_id)
             call.finish(CallOutcome(result=result.model_dump(mode="json")))
@@ -258,7 +271,9 @@ class Sandbox:
         """Let calls end, cancel what is left, delete, and complete on confirmed absence only."""
         self._tell_operators()
         lost = self._kept.state is SandboxState.LOST
-        if not lost:
+        if lost:
+            self._keeping.note_loss()
+        else:
             await self._main_await(self._delete())
         self._calls.finish_all(self._last_outcome)
         await self._main_until(workflow.all_handlers_finished)
@@ -270,13 +285,17 @@ class Sandbox:
             outcome=self._ending_kind(lost),
             reason=self._kept.ending or "",
             error=self._kept.error,
+            saved=self._kept.saved,
         )
 
     async def _delete(self) -> None:
         await until(lambda: self._lifecycle.operation is None)
         if self._kept.state is SandboxState.STARTED:
             await self._calls.quiesce(self._grace_s())
+            # Nothing holds a deletion up: it ends them for certain.
+            await self._calls.end_with_sandbox()
         self._tell_operators()
+        await self._keeping.keep()
         await self._lifecycle.delete()
 
     def _grace_s(self) -> float:

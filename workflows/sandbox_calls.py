@@ -41,7 +41,14 @@ _LAST_WORDS_S = 15.0
 """How long a killed command may take to report what it wrote."""
 
 # Tools that use the inside of the sandbox: they are shared, and hold off the idle timer.
-_INSIDE = {ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE, ToolName.DOWNLOAD_WORKSPACE, ToolName.COMMAND}
+_INSIDE = {
+    ToolName.EXEC,
+    ToolName.READ_FILE,
+    ToolName.WRITE_FILE,
+    ToolName.DOWNLOAD_WORKSPACE,
+    ToolName.PUSH_FILES,
+    ToolName.COMMAND,
+}
 _CHANGES: dict[str, Change] = {"start": "start", "stop": "stop", "archive": "archive"}
 
 
@@ -51,10 +58,13 @@ class SandboxCalls:
     def __init__(self, start: SandboxStart, kept: SandboxCarried, ledger: Ledger, changed: Callable[[], None]) -> None:
         """`changed` hears of every call that begins or ends."""
         self._start = start
+        self._kept = kept
         self._ledger = ledger
         self._changed_calls = changed
         self._inside: set[str] = set()
         self._transfers = Transfers(start)
+        self._outlasting = False
+        self._asked_in_vain: set[str] = set()
         self.commands = Commands(start, kept, self._command_ended)
         self._exec_calls = ExecCalls(start, ledger, self.commands, self._inside, self._finish)
         self._command_calls = CommandCalls(self.commands, ledger, self._exec_calls.call_off)
@@ -92,6 +102,19 @@ class SandboxCalls:
             return None
         return ending
 
+    def no_room(self, request: CallRequest) -> ToolError | None:
+        """Why no other call can be taken on for now; None when one can, or this one is known.
+
+        Asked before a call is on record, so that it can come again under its id.
+        """
+        known = self._ledger.get(request.call_id)
+        if known is not None and not known.entry.refused_for_now:
+            return None
+        refused = self._ledger.no_room(request)
+        if refused is None and request.tool == ToolName.EXEC:
+            refused = self._exec_calls.no_room(request)
+        return refused
+
     def admit(self, request: CallRequest) -> Call:
         """Take a call on, or find it again. Raises ToolFailure with what is wrong with it.
 
@@ -122,9 +145,10 @@ class SandboxCalls:
         return call.take_outcome()
 
     async def quiesce(self, grace_s: float = 0.0) -> None:
-        """End what runs inside: give calls the grace period, then cancel. All calls inside have an outcome after.
+        """Ask what runs inside to end: give calls the grace period, then cancel, and wait for last words.
 
-        Commands in the background get no grace: nobody waits for their end.
+        Commands in the background get no grace: nobody waits for their end. A command that has not told its end when
+        this returns has no outcome yet, as it may run: `end_with_sandbox` or `go_on` follows. All other calls have one.
         """
         if self._inside:
             await until(lambda: not self._inside, timeout_s=grace_s)
@@ -135,11 +159,35 @@ class SandboxCalls:
             try:
                 await self.commands.kill(doomed)
             except ActivityError as failure:
-                # The sandbox is about to be stopped or deleted, which ends them for certain.
+                # The sandbox is about to be stopped or deleted, which ends them if it succeeds.
+                self._asked_in_vain = self.commands.ask_to_end(doomed)
                 workflow.logger.warning("commands were not cancelled", extra={"error": error_of(failure).message})
-        if not await until(lambda: not self._inside and not any(self.commands.running()), timeout_s=_LAST_WORDS_S):
-            await self.commands.interrupt_all()
-            for call_id in sorted(self._inside):
+        if await until(lambda: not self._inside and not any(self.commands.running()), timeout_s=_LAST_WORDS_S):
+            return
+        self._outlasting = True
+        if not workflow.patched(Patch.ENDED_BY_THE_STOP):
+            await self.end_with_sandbox()
+            return
+        self._end_inside(lambda tool: tool != ToolName.EXEC)
+
+    async def end_with_sandbox(self) -> None:
+        """The sandbox was stopped, or is deleted now. All that was running inside has an outcome after."""
+        self._asked_in_vain.clear()
+        if not self._outlasting:
+            return
+        self._outlasting = False
+        await self.commands.interrupt_all()
+        self._end_inside(lambda _: True)
+
+    def go_on(self) -> None:
+        """The sandbox was not stopped: commands that could not be asked to end run on as if they never had been."""
+        self._outlasting = False
+        self.commands.take_back(self._asked_in_vain)
+        self._asked_in_vain = set()
+
+    def _end_inside(self, chosen: Callable[[str | None], bool]) -> None:
+        for call_id in sorted(self._inside):
+            if chosen(self._tool_of(call_id)):
                 self._finish(call_id, CallOutcome(error=_cancelled(f"call {call_id} was ended with its sandbox")))
 
     def finish_all(self, outcome_of: Callable[[Call], CallOutcome]) -> None:
@@ -255,6 +303,10 @@ class SandboxCalls:
             transfer = self._transfers.begin_download(call, request, self._lifecycle.ref())
             await self._promptly(call, transfer)
             return transfer.result()
+        if tool is ToolName.PUSH_FILES:
+            transfer = self._transfers.begin_push(call, request, self._lifecycle.ref())
+            await self._promptly(call, transfer)
+            return transfer.result()
         activity = Activity.READ_FILE if tool is ToolName.READ_FILE else Activity.WRITE_FILE
         step = CallStep(
             ref=self._lifecycle.ref(),
@@ -303,7 +355,10 @@ class SandboxCalls:
     def managed(self, action: Action) -> CallOutcome:
         """The outcome of an action that has been taken."""
         result = ManageSandboxResult(
-            sandbox_id=self._start.sandbox_id, action=action, state=self._lifecycle.state.value
+            sandbox_id=self._start.sandbox_id,
+            action=action,
+            state=self._lifecycle.state.value,
+            saved=self._kept.saved if action == "delete" else None,
         )
         return CallOutcome(result=result.model_dump(mode="json"))
 

@@ -243,6 +243,7 @@ class AgentSession:
         for book in self._kept.sandboxes:
             if book.sandbox_id == start.sandbox_id:
                 book.ended, book.reason, book.error = outcome.outcome, outcome.reason, outcome.error
+                book.saved = outcome.saved
         self._settle_create(start, outcome)
         self._tell_operators()
 
@@ -424,7 +425,7 @@ class AgentSession:
             session_id=self._start.session_id,
             reason=reason,
             sandboxes=[
-                EndedSandbox(sandbox_id=book.sandbox_id, outcome=book.ended)
+                EndedSandbox(sandbox_id=book.sandbox_id, outcome=book.ended, saved=book.saved)
                 for book in self._kept.sandboxes
                 if book.ended is not None
             ],

@@ -4,6 +4,7 @@ from activities.launcher.answer import Answer, CallReport, Captured, Refusal, Sl
 from activities.launcher.request import (
     INLINE_SCRIPT_BYTES,
     UNKILLABLE_S,
+    UNWANTED,
     LauncherRequest,
     Position,
     Script,
@@ -20,6 +21,7 @@ from activities.launcher.request import (
 __all__ = [
     "INLINE_SCRIPT_BYTES",
     "UNKILLABLE_S",
+    "UNWANTED",
     "Answer",
     "CallReport",
     "Captured",

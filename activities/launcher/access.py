@@ -64,6 +64,11 @@ def only_report(answer: Answer) -> CallReport:
     return answer.reports[0]
 
 
+def not_kept_from_starting() -> ApplicationError:
+    """The failure for a command that was not started, when nothing could be put down that keeps it from starting."""
+    return torn("the sandbox has no room to note that a command is not to be started")
+
+
 def torn(why: str) -> ApplicationError:
     """The failure for an answer that tells nothing: to be asked for again."""
     return as_application_error(

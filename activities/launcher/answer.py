@@ -74,6 +74,8 @@ class CallReport:
     """Whether something of it could not be killed when it was ended, and may still run."""
     disk_was_full: bool = False
     """Whether nothing could be written when the command began or ended: then output may be missing."""
+    reopens_output: bool = False
+    """Whether its script opens its own output anew: what was written before is lost then."""
 
 
 @dataclass(frozen=True)
@@ -114,27 +116,46 @@ def _line_start(output: str, beginning: str) -> int:
 
 
 def _answer(clock: int, output: str, start: int, end: int) -> Answer:
+    """The answer between the lines that frame it. A report with output that cannot be read is left out, to be asked for
+    again; raises ValueError when that leaves none."""
     reports: list[CallReport] = []
     refusal: Refusal | None = None
+    unreadable: ValueError | None = None
+    skipping = False
     for words, payload in _sections(output, start, end):
         match words[0]:
             case "@call":
                 reports.append(_report(words[1:]))
-            case "@stdout":
-                reports[-1] = replace(reports[-1], stdout=_captured(words, payload))
-            case "@stderr":
-                reports[-1] = replace(reports[-1], stderr=_captured(words, payload))
-            case "@slice" if words[1] == "stdout":
-                reports[-1] = replace(reports[-1], stdout_slice=_slice(words, payload))
-            case "@slice" if words[1] == "stderr":
-                reports[-1] = replace(reports[-1], stderr_slice=_slice(words, payload))
-            case "@full":
-                reports[-1] = replace(reports[-1], disk_was_full=True)
+                skipping = False
             case "@error":
                 refusal = Refusal(words[1], " ".join([*words[2:], *payload.split()]))
-            case unknown:
-                raise ValueError(f"{unknown} is unknown")
+            case _ if not skipping:
+                try:
+                    reports[-1] = _with_section(reports[-1], words, payload)
+                except ValueError as error:
+                    unreadable, skipping = error, True
+                    reports.pop()
+    if unreadable is not None and not reports:
+        raise unreadable
     return Answer(clock, reports, refusal)
+
+
+def _with_section(report: CallReport, words: list[str], payload: str) -> CallReport:
+    match words:
+        case ["@stdout", *_]:
+            return replace(report, stdout=_captured(words, payload))
+        case ["@stderr", *_]:
+            return replace(report, stderr=_captured(words, payload))
+        case ["@slice", "stdout", *_]:
+            return replace(report, stdout_slice=_slice(words, payload))
+        case ["@slice", "stderr", *_]:
+            return replace(report, stderr_slice=_slice(words, payload))
+        case ["@full"]:
+            return replace(report, disk_was_full=True)
+        case ["@reopens"]:
+            return replace(report, reopens_output=True)
+        case _:
+            raise ValueError(f"{words[0]} is unknown")
 
 
 def _sections(output: str, start: int, end: int) -> Iterator[tuple[list[str], str]]:
@@ -153,13 +174,16 @@ def _sections(output: str, start: int, end: int) -> Iterator[tuple[list[str], st
 
 
 def _report(words: list[str]) -> CallReport:
-    folder, state, code, began, ended, told, fingerprint = words
+    folder, state, *told = words
     if state not in _STATES:
         raise ValueError(f"state {state} is unknown")
-    reason, *more = told.split(":")
-    return CallReport(
-        folder=folder,
-        state=cast("State", state),
+    report = CallReport(folder=folder, state=cast("State", state))
+    if len(told) != 5:
+        return report  # of what it tells more, a part lies in the command's reach
+    code, began, ended, why, fingerprint = told
+    reason, *more = why.split(":")
+    return replace(
+        report,
         exit_code=_number(code),
         began=_number(began),
         ended=_number(ended),

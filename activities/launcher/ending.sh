@@ -46,9 +46,9 @@ sd_give_up() {
 }
 
 # Whether something lives, so far as can be seen, of the command of the call sd_call. The mark of another user's process
-# cannot be read.
+# cannot be read, but its session.
 sd_is_alive() {
-    sd_find_marked "SANDHOLD_CALL=$sd_call/" || sd_find_command
+    sd_find_marked "SANDHOLD_CALL=$sd_call/" || sd_find_members || sd_find_command
 }
 
 # Publishes how the command ended, also when it removed its own folder: else a late retry would run it again. Tries for

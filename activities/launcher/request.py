@@ -7,6 +7,7 @@ rest as plain words of a fixed command line. Nothing of the user's is ever part 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,12 @@ KEPT_MINUTES = 24 * 60
 
 UNKILLABLE_S = 8.0
 """How long the launcher may try to end a command beyond its grace, before it publishes the end all the same."""
+
+UNWANTED = 2**50
+"""In a `Position`, for a stream of which nothing more is to be told: no file is as large."""
+
+_REOPENS = re.compile(r"(?<!>)>\|?\s*[\"']?/(?:dev/(?:std(?:out|err)|fd/[12])|proc/self/fd/[12])\b")
+"""A redirection that opens the command's own output anew, and so empties the file behind it."""
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "start": ("state", "ending", "running", "waiting", "request"),
@@ -122,6 +129,7 @@ def start_request(
         "again" if again else "first",
         str(cap_bytes),
         "open" if keep_stdin else "empty",
+        "reopens" if _REOPENS.search(script.text) else "appends",
     ]
     return _request("start", words, wait_s, env)
 

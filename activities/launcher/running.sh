@@ -4,7 +4,7 @@
 
 # Runs the command if nobody has. Descriptor 7 leads to the request that started us.
 sd_own() {
-    sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5 sd_cap=$7 sd_stdin=$8
+    sd_call=$1 sd_hash=$2 sd_wait=$3 sd_timeout=$4 sd_grace=$5 sd_cap=$7 sd_stdin=$8 sd_output=$9
     if [ "$SANDHOLD_UPLOAD" ]; then
         sd_move_script || exit 0
     fi
@@ -16,6 +16,7 @@ sd_own() {
     sd_clock
     sd_began=$sd_now
     sd_fill_lock
+    [ "$sd_output" = reopens ] && printf '' >"$sd_folder/reopens"
     sd_look_for_room
     if [ "$SANDHOLD_UPLOAD" ]; then
         set -- "$sd_script"
@@ -37,7 +38,13 @@ sd_own() {
         # subshell, because a shell writes "Killed" to the stderr that it redirected.
         (
             export SANDHOLD_CALL="$sd_call/"
-            command -v setsid >/dev/null && set -- setsid sh "$@" || set -- sh "$@"
+            if command -v setsid >/dev/null; then
+                # By exec it becomes the command's leader: pid and time of birth stay.
+                sd_process self && printf '' >"$sd_folder/session.${sd_line%% *}.$sd_born"
+                set -- setsid sh "$@"
+            else
+                set -- sh "$@"
+            fi
             [ "$sd_stdin" = open ] && exec <&5 5<&- 6>&-
             exec "$@" >>"$sd_folder/stdout" 2>>"$sd_folder/stderr" 7>&-
         )
@@ -76,20 +83,20 @@ sd_look_for_room() {
 
 # Whether somebody ends the command; sets sd_reason, and sd_left to the grace.
 sd_is_ending() {
-    sd_reason=-
     for sd_file in "$sd_folder"/ending.*; do
-        [ -e "$sd_file" ] || return 1
         sd_name=${sd_file##*/ending.}
         sd_reason=${sd_name%.*} sd_left=${sd_name##*.}
-        return 0
+        [ "$sd_left" != - ] && sd_is_number "$sd_left" && sd_is_reason "$sd_reason" && return
     done
+    sd_reason=-
+    return 1
 }
 
 # After an ended command: what it left behind gets the rest of the grace of $1 hundredths, then KILL.
 sd_sweep() {
     sd_clock
     sd_until=$((sd_now + $1))
-    while sd_find_marked "SANDHOLD_CALL=$sd_call/"; do
+    while sd_find_marked "SANDHOLD_CALL=$sd_call/" || sd_find_members; do
         sd_clock
         if [ "$sd_now" -ge "$sd_until" ]; then
             if ! sd_signal KILL || [ "$sd_now" -ge $((sd_until + sd_patience)) ]; then
@@ -221,7 +228,8 @@ sd_feed() {
 
 # The request `start`: starts the command of the call $1 unless it was started, and waits for its end. $2 is its
 # script's hash, $3 the wait, $4 the timeout (0 for none) and $5 the grace in hundredths of a second. $6 is "again"
-# when an earlier request may have started it, $7 the most bytes it may write, $8 "open" to keep its input open.
+# when an earlier request may have started it, $7 the most bytes it may write, $8 "open" to keep its input open,
+# $9 "reopens" when its script opens its own output anew.
 sd_answer_start() {
     sd_look "$1"
     sd_clock

@@ -7,6 +7,7 @@
 #   lock                      made exclusively by the one process that runs the command; holds the script's hash and
 #                             when it began
 #   owner.PID.BORN.SESSION    who tried to run it; made before the lock, so a lock always has an owner on record
+#   session.PID.BORN          the session that the command runs in, named by the process that led it first
 #   stdout stderr             what the command wrote, byte for byte
 #   script.PID                the script, when it is too large for a variable
 #   stdin bell input/         of a command whose standard input is kept open: see input.sh
@@ -14,6 +15,7 @@
 #   ending.REASON.GRACE       somebody ends the command: timed_out, output_limit:BYTES or cancelled
 #   ended.CODE.BEGAN.ENDED.REASON  how it ended; REASON ends in `:alive` when something of it could not be killed
 #   room                      empty; written to when there is a need to know whether anything can be
+#   reopens                   empty; the script opens its own output anew, which empties it
 #   full                      it could not be, so output may be missing
 #
 # Once a folder is cleaned away an empty file calls/.done/CALL keeps its command from being run again.
@@ -52,7 +54,9 @@ sd_sleep() {
 
 # Reads about the process $1: sd_status sd_parent sd_group sd_session sd_born (hundredths of a second, as the clock).
 sd_process() {
-    read -r sd_line <"/proc/$1/stat" || return 1
+    sd_line=
+    # The name of its program stands in parentheses, and may hold anything, newlines too.
+    while read -r sd_part; do sd_line=$sd_line$sd_part; done <"/proc/$1/stat" && [ "$sd_line" ] || return 1
     set -- ${sd_line##*") "}
     sd_status=$1 sd_parent=$2 sd_group=$3 sd_session=$4 sd_born=${20}
 }
@@ -85,6 +89,29 @@ sd_find_marked() {
     [ "$sd_marked" ]
 }
 
+# Sets sd_members to what lives of the session that the command was started in, also without a mark and when its leader
+# is dead. Fails when nothing does. Only a process that has left both its session and its environment is not found.
+sd_find_members() {
+    sd_members=
+    for sd_file in "$sd_folder"/session.*; do
+        sd_name=${sd_file##*/session.}
+        sd_id=${sd_name%%.*}
+        case $sd_id in '' | 0* | 1 | *[!0-9]*) continue ;; esac
+        if sd_process "$sd_id"; then
+            [ "$sd_born" = "${sd_name#*.}" ] || continue # the number is used again
+        else
+            # No pid is given out again while a session bears it. Without the owner, who knows what has been meanwhile.
+            sd_owner_lives || continue
+        fi
+        # So many fields that no name of a program, of at most 15 characters, can look like them.
+        for sd_file in $(grep -lE "\) [^XZ] [0-9]+ [0-9]+ $sd_id [0-9]+ -?[0-9]+ [0-9]+ [0-9]+ " /proc/[0-9]*/stat); do
+            sd_file=${sd_file#/proc/}
+            sd_members="$sd_members ${sd_file%/stat}"
+        done
+    done
+    [ "$sd_members" ]
+}
+
 # Sets sd_leader to the process that leads the command's group: the child of its owner that has left the owner's
 # session. Before that its group is the owner's.
 sd_find_command() {
@@ -98,14 +125,15 @@ sd_find_command() {
 }
 
 # Sends the signal $1 to everything that belongs to the call sd_call: the command's process group, found as the
-# owner's child, and the groups of whatever carries the mark. Once to each: many programs take a second TERM for
+# owner's child, and the groups of whatever carries the mark or is in its session. Once to each: many programs take a second TERM for
 # impatience. Fails when there was nothing to signal.
 sd_signal() {
     sd_groups=" "
     sd_hit=
     sd_find_command && sd_signal_group "$1" "$sd_leader"
     sd_find_marked "SANDHOLD_CALL=$sd_call/"
-    for sd_pid in $sd_marked; do
+    sd_find_members
+    for sd_pid in $sd_marked $sd_members; do
         sd_process "$sd_pid" || continue
         if [ "$sd_session" != "$sd_owner_session" ]; then
             sd_signal_group "$1" "$sd_group"
@@ -153,16 +181,38 @@ sd_look_closely() {
     return 0
 }
 
+# The command can make files here too: a name that is not one of ours says that it has ended, and nothing else.
 sd_has_ended() {
+    sd_state=
     for sd_file in "$sd_folder"/ended.*; do
-        [ -e "$sd_file" ] || return 1
+        [ -e "$sd_file" ] || continue
+        sd_state=ended
         sd_name=${sd_file##*/ended.}
         sd_reason=${sd_name##*.} sd_name=${sd_name%.*}
         sd_ended=${sd_name##*.} sd_name=${sd_name%.*}
         sd_began=${sd_name##*.} sd_code=${sd_name%.*}
-        sd_state=ended
-        return 0
+        sd_is_number "$sd_code" && sd_is_number "$sd_began" && sd_is_number "$sd_ended" &&
+            sd_is_reason "${sd_reason%:alive}" && return
+        sd_code=- sd_began=- sd_ended=- sd_reason=-
     done
+    [ "$sd_state" ]
+}
+
+# Whether $1 is a number, or - for none.
+sd_is_number() {
+    case $1 in
+    -) ;;
+    '' | *[!0-9]*) return 1 ;;
+    esac
+}
+
+# Whether $1 is why we end a command, or - when we do not.
+sd_is_reason() {
+    case $1 in
+    - | timed_out | cancelled) ;;
+    output_limit:?*) sd_is_number "${1#output_limit:}" ;;
+    *) return 1 ;;
+    esac
 }
 
 # Tells the state of the call sd_look has looked at.
@@ -180,6 +230,7 @@ sd_tell() {
     sd_tell_state
     case $sd_state in ended | interrupted)
         [ -e "$sd_folder/full" ] && echo "@full"
+        [ -e "$sd_folder/reopens" ] && echo "@reopens"
         sd_tell_file stdout "$sd_folder/stdout" "$sd_stdout_window"
         sd_tell_file stderr "$sd_folder/stderr" "$sd_stderr_window"
         ;;

@@ -31,12 +31,21 @@ sd_wait_for() {
 }
 
 sd_one_is_over() {
+    sd_owned=
     while [ $# -gt 0 ]; do
-        sd_look_closely "$1"
+        sd_look_among "$1"
         [ "$sd_state" = running ] || return 0
         shift 3
     done
     return 1
+}
+
+# As sd_look_closely, for one of many: who owns what is asked once, until sd_owned is emptied.
+sd_look_among() {
+    sd_look "$1"
+    [ "$sd_state" = absent ] || return 0
+    [ "$sd_owned" ] || sd_owned=" $(cat /proc/[0-9]*/environ | tr '\000' '\n' | grep '^SANDHOLD_OWNS=') "
+    case $sd_owned in *SANDHOLD_OWNS="$1/"*) sd_state=running ;; esac
 }
 
 # A request that was killed leaves its bell behind.
@@ -48,52 +57,73 @@ sd_take_down_stale_bells() {
 
 # ---- Measuring: in ~/.sandhold/calls, where a call's name is a word without blanks
 
-# Sets sd_sizes to lines of file and size, sd_fresh to the bytes that are not known yet, and sd_streams to the number
-# of streams that have some. One process for all of them.
+# Sets sd_sizes to a word STDOUT:STDERR for each call, in the arguments' order, sd_fresh to the bytes that are not known
+# yet, and sd_streams to the number of streams that have some. As many processes for 200 calls as for one, and one look
+# at each size: whatever is looked up in a list costs the square of their number.
 sd_measure() {
-    sd_files=
-    sd_list "$@"
-    sd_sizes=
-    if [ "$sd_files" ]; then
-        sd_sizes=$(stat -c '%n %s' $sd_files)
-        [ "$sd_sizes" ] || sd_sizes=$(for sd_file in $sd_files; do echo "$sd_file $(($(wc -c <"$sd_file")))"; done)
-    fi
-    sd_fresh=0 sd_streams=0
+    sd_sizes= sd_fresh=0 sd_streams=0 sd_shrunk= sd_out=0 sd_err=0
+    for sd_word in $(sd_weigh "$@"); do
+        case $sd_word in
+        ./*/stdout | ./*/stderr)
+            # The calls before it have no file.
+            while [ $# -gt 3 ] && [ "${sd_word%/*}" != "./$1" ]; do
+                sd_count "$2" "$3"
+                shift 3
+            done
+            case $sd_word in */stdout) sd_out=$sd_size ;; *) sd_err=$sd_size ;; esac
+            ;;
+        *) sd_size=$sd_word ;;
+        esac
+    done
     while [ $# -gt 0 ]; do
-        sd_count "$1/stdout" "$2"
-        sd_count "$1/stderr" "$3"
+        sd_count "$2" "$3"
         shift 3
     done
 }
 
-sd_list() {
-    while [ $# -gt 0 ]; do
+# Prints a line with size and name for each stream's file, in the arguments' order, as far as they exist.
+sd_weigh() {
+    set -- $(while [ $# -gt 0 ]; do
         for sd_file in "./$1/stdout" "./$1/stderr"; do
-            [ -e "$sd_file" ] && sd_files="$sd_files $sd_file"
+            [ -e "$sd_file" ] && echo "$sd_file"
         done
         shift 3
-    done
-}
-
-sd_count() {
-    sd_size_of "$1"
-    if [ "$sd_size" -gt "$2" ]; then
-        sd_fresh=$((sd_fresh + sd_size - $2))
-        sd_streams=$((sd_streams + 1))
+    done)
+    if [ $# = 0 ]; then
+        return
+    elif command -v stat >/dev/null; then
+        stat -c '%s %n' "$@"
+    else
+        wc -c "$@"
     fi
 }
 
-# Sets sd_size to what was measured of the file $1.
-sd_size_of() {
-    sd_size=${sd_sizes#*"./$1 "}
-    [ "$sd_size" = "$sd_sizes" ] && sd_size=0
-    sd_size=${sd_size%%[!0-9]*}
+# Counts the call of which sd_out and sd_err bytes were found, $1 and $2 are known.
+sd_count() {
+    sd_sizes="$sd_sizes $sd_out:$sd_err"
+    [ "$sd_out" -gt "$1" ] && sd_fresh=$((sd_fresh + sd_out - $1)) sd_streams=$((sd_streams + 1))
+    [ "$sd_err" -gt "$2" ] && sd_fresh=$((sd_fresh + sd_err - $2)) sd_streams=$((sd_streams + 1))
+    sd_has_shrunk "$sd_out" "$1" || sd_has_shrunk "$sd_err" "$2" && sd_shrunk=1
+    sd_out=0 sd_err=0
 }
 
-# Tells the size of the stream $1 of sd_call and its bytes from the offset $2 on: at most its share of sd_budget, and
-# some before and after that, because whole blocks cost only two processes.
+# Whether a stream is $1 bytes long now although the caller knows $2: the command has emptied it. A number that no file
+# reaches stands for a stream of which nothing more is to be told.
+sd_has_shrunk() {
+    [ "$1" -lt "$2" ] && [ ${#2} -lt 16 ]
+}
+
+# Tells both streams of sd_call, of which sd_size_pair was measured, from the offsets $1 and $2 on.
+sd_tell_slices() {
+    sd_size=${sd_size_pair%:*}
+    sd_tell_slice stdout "$1"
+    sd_size=${sd_size_pair#*:}
+    sd_tell_slice stderr "$2"
+}
+
+# Tells the size sd_size of the stream $1 of sd_call and its bytes from the offset $2 on: at most its share of sd_budget,
+# and some before and after that, because whole blocks cost only two processes.
 sd_tell_slice() {
-    sd_size_of "$sd_call/$1"
     sd_part=$((sd_size - $2))
     if [ $sd_part -le 0 ]; then
         echo "@slice $1 $sd_size $2 -"
@@ -120,32 +150,27 @@ sd_answer_follow() {
     sd_until=$((sd_now + $2)) sd_news_at=$((sd_now + 50))
     shift 2
     # Little by little is told twice a second at most.
-    sd_is_news() { [ $sd_fresh -gt 0 ] && { [ $sd_now -ge $sd_news_at ] || [ $sd_fresh -ge "$sd_budget" ]; }; }
+    sd_is_news() { [ "$sd_shrunk" ] || [ $sd_fresh -gt 0 ] && { [ $sd_now -ge $sd_news_at ] || [ $sd_fresh -ge "$sd_budget" ]; }; }
     sd_wait_for "$@"
     sd_measure "$@"
     sd_tell_news "$@"
 }
 
 sd_tell_news() {
-    sd_room=4
-    while [ $# -gt 0 ]; do
-        sd_look_closely "$1"
+    sd_room=4 sd_owned=
+    for sd_size_pair in $sd_sizes; do
+        sd_look_among "$1"
         if [ "$sd_state" = running ]; then
-            sd_fresh=0
-            sd_streams_before=$sd_streams
-            sd_count "$1/stdout" "$2"
-            sd_count "$1/stderr" "$3"
-            sd_streams=$sd_streams_before
-            if [ $sd_fresh -gt 0 ]; then
+            sd_out=${sd_size_pair%:*} sd_err=${sd_size_pair#*:}
+            if [ "$sd_out" -gt "$2" ] || [ "$sd_err" -gt "$3" ] ||
+                sd_has_shrunk "$sd_out" "$2" || sd_has_shrunk "$sd_err" "$3"; then
                 sd_tell_state
-                sd_tell_slice stdout "$2"
-                sd_tell_slice stderr "$3"
+                sd_tell_slices "$2" "$3"
             fi
         elif [ $sd_room -gt 0 ]; then
             sd_room=$((sd_room - 1))
             sd_tell
-            sd_tell_slice stdout "$2"
-            sd_tell_slice stderr "$3"
+            sd_tell_slices "$2" "$3"
         fi
         shift 3
     done
@@ -163,6 +188,6 @@ sd_answer_read() {
     sd_measure "$1" "$2" "$3"
     sd_look_closely "$1"
     sd_tell_state
-    sd_tell_slice stdout "$2"
-    sd_tell_slice stderr "$3"
+    sd_size_pair=${sd_sizes# }
+    sd_tell_slices "$2" "$3"
 }

@@ -6,6 +6,16 @@ a sandbox's tar takes 15: it would be what a workspace of many small files waits
 
 from activities.tar.entries import EntryKind, TarBroken, TarEntry
 from activities.tar.reader import TarReader, Visitor
-from activities.tar.writer import END_OF_ARCHIVE, header, padding
+from activities.tar.writer import END_OF_ARCHIVE, header, header_of, padding
 
-__all__ = ["END_OF_ARCHIVE", "EntryKind", "TarBroken", "TarEntry", "TarReader", "Visitor", "header", "padding"]
+__all__ = [
+    "END_OF_ARCHIVE",
+    "EntryKind",
+    "TarBroken",
+    "TarEntry",
+    "TarReader",
+    "Visitor",
+    "header",
+    "header_of",
+    "padding",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from activities.tar.entries import BLOCK, EntryKind, checksum
+from activities.tar.entries import BLOCK, EntryKind, TarEntry, checksum
 
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -32,6 +32,14 @@ def header(name: bytes, kind: EntryKind, mode: int, mtime: int, size: int = 0, l
         before += _long(b"K", link)
     block = _block(name, mode & 0o777, size, mtime, _TYPES[kind], link)
     return before + block if before else block
+
+
+def header_of(entry: TarEntry) -> bytes:
+    """The header of an entry that was taken; names begin with the directory, as tar writes them."""
+    name = entry.name if entry.name == b"." else b"./" + entry.name
+    link = b"./" + entry.link if entry.kind is EntryKind.HARD_LINK else entry.link
+    size = entry.size if entry.kind is EntryKind.FILE else 0
+    return header(name, entry.kind, entry.mode, entry.mtime, size, link)
 
 
 def padding(size: int) -> bytes:

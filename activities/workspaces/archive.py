@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header, padding
+from activities.tar import END_OF_ARCHIVE, EntryKind, TarEntry, header_of, padding
 from activities.workspaces.entries import EntryRules, Report
 from activities.zstd import ZstdCompressor
 
@@ -48,7 +48,7 @@ class ArchiveChecker:
 
     def begin(self, entry: TarEntry) -> bool:
         blocks = entry.blocks
-        if not self._rules.takes(entry) or _header(entry) != blocks:
+        if not self._rules.takes(entry) or header_of(entry) != blocks:
             raise WrittenOtherwise
         self._size = entry.size
         if entry.kind is not EntryKind.FILE:
@@ -96,7 +96,7 @@ class ArchiveWriter:
     def begin(self, entry: TarEntry) -> bool:
         if not self._rules.takes(entry):
             return False
-        self._add(_header(entry))
+        self._add(header_of(entry))
         if entry.kind is not EntryKind.FILE:
             self._report.files += entry.kind is not EntryKind.DIRECTORY
             return False
@@ -149,11 +149,3 @@ class ArchiveWriter:
             self._digest.update(data)
             self.bytes += len(data)
             self._ready.append(data)
-
-
-def _header(entry: TarEntry) -> bytes:
-    """The header of an entry that was taken; names begin with the directory, as tar writes them."""
-    name = entry.name if entry.name == b"." else b"./" + entry.name
-    link = b"./" + entry.link if entry.kind is EntryKind.HARD_LINK else entry.link
-    size = entry.size if entry.kind is EntryKind.FILE else 0
-    return header(name, entry.kind, entry.mode, entry.mtime, size, link)

@@ -12,16 +12,18 @@ from pathspec import GitIgnoreSpec
 from sandhold.contracts.names import WORKSPACE_PATH
 from sandhold.contracts.workspaces import LEFT_OUT_BY_DEFAULT
 
+OURS = ".sandhold"
+"""Where Sandhold itself works; at the top of a directory never taken, whatever the patterns say."""
 NEVER_TAKEN = (
-    # Where Sandhold itself works, this download included.
-    f"{WORKSPACE_PATH}/.sandhold",
-    "/tmp/.sandhold",  # noqa: S108
+    # The same, by a download of a directory above.
+    f"{WORKSPACE_PATH}/{OURS}",
+    f"/tmp/{OURS}",  # noqa: S108
     # These hold no files, and reading some of them does things.
     "/proc",
     "/sys",
     "/dev",
 )
-"""Never taken, whatever the patterns say, by a download of a directory above them."""
+"""Never taken by a download of a directory above them."""
 _REMEMBERED_FOLDERS = 20_000
 _PLAIN = re.compile(r"[A-Za-z0-9._+@%=,-]+\Z")
 
@@ -34,12 +36,19 @@ class Selection:
     lies below what does, is taken.
     """
 
-    def __init__(self, root: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        patterns = [*LEFT_OUT_BY_DEFAULT, *exclude]
+    def __init__(
+        self,
+        root: str,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        defaults: Sequence[str] = LEFT_OUT_BY_DEFAULT,
+    ) -> None:
+        kept, exclude = _brought_back(defaults, exclude)
+        patterns = [*kept, *exclude]
         self._include = list(include)
         self._wanted = GitIgnoreSpec.from_lines(include) if include else None
         below = (posixpath.relpath(path, root) for path in NEVER_TAKEN)
-        self._never = {path.encode() for path in below if not path.startswith(".") or path == ".sandhold"}
+        self._never = {OURS.encode(), *(path.encode() for path in below if not path.startswith("."))}
         self._folders: dict[bytes, bool] = {b"": False}
         brings_back = any(pattern.startswith("!") for pattern in patterns)
         # Most patterns are names, and a set of names answers in a tenth of the time.
@@ -101,3 +110,15 @@ def _path(name: bytes, *, is_directory: bool) -> str:
     """A path as patterns see it."""
     path = os.fsdecode(name)
     return path + "/" if is_directory else path
+
+
+def _brought_back(defaults: Sequence[str], exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The defaults without those that the first patterns of `exclude` bring back, and the patterns behind these.
+
+    It comes to the same, and tar can still leave out the others by their names.
+    """
+    count = 0
+    while count < len(exclude) and exclude[count].startswith("!") and exclude[count][1:] in defaults:
+        count += 1
+    back = {pattern[1:] for pattern in exclude[:count]}
+    return [pattern for pattern in defaults if pattern not in back], list(exclude[count:])

@@ -1,4 +1,4 @@
-"""`sandhold files SESSION`: list, get, put and remove the files of a session in storage."""
+"""`sandhold files SESSION`: list, get, put and remove the files of a session in storage, or push them to a sandbox."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandhold.cli.identifiers import SessionArgument
+from sandhold.cli.identifiers import SandboxArgument, SessionArgument
 from sandhold.cli.output import EXIT_FAILED, EXIT_OK, JsonFlag, output, run
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sandhold.cli.transfers import Transferred
-    from sandhold.client import SessionFiles
+    from sandhold.client import Session, SessionFiles
     from sandhold.contracts.storage import StoredFile
 
 _EXIT_NOBODY_READS = 141
 
 app = typer.Typer(
-    help="List, get, put and remove the files of a session in storage.", no_args_is_help=True, add_completion=False
+    help="List, get, put and remove the files of a session in storage, and push them into its sandboxes.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 _session = ""
 
@@ -136,11 +138,51 @@ def rm(path: PathArgument, recursive: Recursive = False, as_json: JsonFlag = Fal
     _run(session, work)
 
 
+@app.command()
+def push(
+    sandbox: SandboxArgument,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH... SANDBOX_PATH",
+            help="Files and folders in storage, and where they go in the sandbox: the file's name or the directory for "
+            "a folder's files. With several, or a slash at its end, the directory that they keep their names in.",
+        ),
+    ],
+    from_local: Annotated[
+        bool, typer.Option("--from-local", help="PATH... are files here; they go into storage as pushed/NAME first.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy files and folders from storage into a sandbox, each whole or not at all. Starts a stopped sandbox."""
+    if len(paths) < 2:
+        raise typer.BadParameter("needs at least one PATH, and a SANDBOX_PATH")
+    session = _session
+    *sources, target = paths
+
+    async def work(asked: Session) -> int:
+        from sandhold.cli import pushes
+
+        stored = await pushes.stored_first(asked, sources) if from_local else sources
+        pushed = await pushes.push(asked, sandbox, stored, target)
+        for failed in pushed.files_failed:
+            output.note(f"not pushed: {failed.session_path}: {failed.error.message}")
+        answer = {"session_id": session, "sandbox_id": sandbox, **pushed.model_dump(mode="json")}
+        output.show_data(answer, lambda: f"pushed {pushed.files_uploaded} files, {pushed.bytes} bytes")
+        return EXIT_FAILED if pushed.files_failed else EXIT_OK
+
+    _run_in(session, work)
+
+
 def _run(session: str, work: Callable[[SessionFiles], Awaitable[int]]) -> None:
+    _run_in(session, lambda asked: work(asked.files))
+
+
+def _run_in(session: str, work: Callable[[Session], Awaitable[int]]) -> None:
     async def connected_work() -> int:
         from sandhold.cli.connecting import connected
 
-        return await work((await connected()).session(session).files)
+        return await work((await connected()).session(session))
 
     run(connected_work)
 

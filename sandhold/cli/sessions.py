@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sandhold.client import SessionRow, ShownSession
     from sandhold.contracts.sessions import SessionOutcome
+    from sandhold.contracts.transfers import SavedWorkspace
 
 app = typer.Typer(help="Start, list, show and end agent sessions.", no_args_is_help=True, add_completion=False)
 
@@ -133,11 +134,15 @@ def _table_of_sessions(rows: list[SessionRow]) -> Table:
 
 def _table_of_session(shown: ShownSession) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     title = f"session {shown.session_id} of {shown.owner}: {shown.state}, ends at {_moment(shown.ends_at)} UTC"
     table = Table(
         "sandbox", "state", "calls", "used (UTC)", "stops (UTC)", "provider id", "error", title=title, box=None
     )
+    kept = [f"sandbox {row.sandbox_id} {_kept(row.saved)}" for row in shown.sandboxes if row.saved is not None]
+    if kept:
+        table.caption, table.caption_justify = Text("\n".join(kept)), "left"
     for row in shown.sandboxes:
         table.add_row(
             row.sandbox_id,
@@ -153,5 +158,14 @@ def _table_of_session(shown: ShownSession) -> Table:
 
 def _told(outcome: SessionOutcome) -> str:
     lines = [f"session {outcome.session_id} has ended ({outcome.reason})"]
-    lines += [f"  sandbox {sandbox.sandbox_id}: {sandbox.outcome}" for sandbox in outcome.sandboxes]
+    for sandbox in outcome.sandboxes:
+        saved = "" if sandbox.saved is None else f", {_kept(sandbox.saved)}"
+        lines.append(f"  sandbox {sandbox.sandbox_id}: {sandbox.outcome}{saved}")
     return "\n".join(lines)
+
+
+def _kept(saved: SavedWorkspace) -> str:
+    if saved.error is not None:
+        return f"not saved: {saved.error.message}"
+    lacks = "" if saved.report_path is None else f"; {saved.report_path} says what it lacks"
+    return f"saved to {saved.session_path} ({saved.files} files, {saved.archive_bytes} bytes{lacks})"

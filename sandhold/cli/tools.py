@@ -28,9 +28,9 @@ def tools(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the tools as a JSON array of declarations."""
-    from sandhold.contracts.names import ToolName
+    from sandhold.contracts.names import MODEL_TOOLS
 
-    output.document([declaration(tool, format_) for tool in ToolName])
+    output.document([declaration(tool, format_) for tool in MODEL_TOOLS])
 
 
 def declaration(tool: ToolName, format_: ToolFormat) -> dict[str, Any]:

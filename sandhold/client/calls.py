@@ -47,7 +47,15 @@ from sandhold.contracts.names import (
 from sandhold.contracts.tools import ManageSandboxResult, parse_arguments, tool_named
 from sandhold.storage import DocumentMissing, Quota, SessionStorage, StorageError
 
-_BY_REFERENCE = frozenset({ToolName.EXEC, ToolName.READ_FILE, ToolName.WRITE_FILE, ToolName.DOWNLOAD_WORKSPACE})
+_BY_REFERENCE = frozenset(
+    {
+        ToolName.EXEC,
+        ToolName.READ_FILE,
+        ToolName.WRITE_FILE,
+        ToolName.DOWNLOAD_WORKSPACE,
+        ToolName.PUSH_FILES,
+    }
+)
 """Tools whose arguments are read by an activity; the arguments of the others are read by a workflow."""
 _SLOT_WITHIN_S = 0.25
 """How long a call waits for others to be answered; then it goes by a signal, so that it is not behind long ones."""

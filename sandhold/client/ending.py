@@ -88,15 +88,16 @@ class Ending:
         ended: list[EndedSandbox] = []
         unconfirmed: list[str] = []
         for book in status.sandboxes:
-            outcome = book.ended
+            outcome, saved = book.ended, book.saved
             if outcome is None:
                 workflow_id = sandbox_workflow_id(self._session_id, book.sandbox_id)
                 try:
-                    outcome = (await self._workflow_result(workflow_id, SandboxOutcome, deadline)).outcome
+                    result = await self._workflow_result(workflow_id, SandboxOutcome, deadline)
                 except (WorkflowFailureError, RPCError):
                     unconfirmed.append(book.sandbox_id)
                     continue
-            ended.append(EndedSandbox(sandbox_id=book.sandbox_id, outcome=outcome))
+                outcome, saved = result.outcome, result.saved
+            ended.append(EndedSandbox(sandbox_id=book.sandbox_id, outcome=outcome, saved=saved))
         if unconfirmed:
             raise EndNotConfirmed(self._session_id, unconfirmed) from failure
         return SessionOutcome(session_id=self._session_id, reason=_closed_how(failure), sandboxes=ended)

@@ -58,6 +58,10 @@ _NO_ANSWER = {
     RPCStatusCode.DATA_LOSS,
     RPCStatusCode.OUT_OF_RANGE,
 }
+_LOST_BY_WORKER = "UnprocessedUpdate"
+"""Failure type of an update that a worker was given and has not answered (server 1.32.0): nothing was done."""
+_LOSSES_LIMIT = 10
+"""Then it is no bad luck: that worker does not know updates."""
 _CLOSED_BEFORE_ITS_FIRST_TASK = "closed before WorkflowTaskStarted"  # server 1.32.0, for a query
 _WAITED_OUT = {RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED}
 _FOR_THE_CALLER = {RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.ALREADY_EXISTS}
@@ -162,13 +166,15 @@ class TemporalRequests:
         deadline: Deadline,
         slot_within_s: float | None = None,
     ) -> Model:
-        """The answer to an update. A refusal because the workflow is draining is sent again under the same id.
+        """The answer to an update. One that was refused because the workflow is draining, or that a worker has lost, is
+        sent again under the same id.
 
         With `slot_within_s` it raises NoSlot when the workflow has too many updates in flight for so long.
         """
         handle = self.client.get_workflow_handle(workflow_id)
         slots = self._slots.setdefault(workflow_id, UpdateSlots())
-        draining = Backoff(0.02, 0.5)
+        again = Backoff(0.02, 0.5)
+        losses = 0
 
         async def attempt(timeout: timedelta) -> Model:
             result: Model = await handle.execute_update(
@@ -182,9 +188,11 @@ class TemporalRequests:
                 async with slots.take(left_s if slot_within_s is None else min(slot_within_s, left_s)):
                     return await self.send(attempt, deadline=deadline, may_be_full=slot_within_s is not None)
             except WorkflowUpdateFailedError as refusal:
-                if not (isinstance(refusal.cause, ApplicationError) and refusal.cause.type == DRAINING):
+                reason = refusal.cause.type if isinstance(refusal.cause, ApplicationError) else None
+                losses += reason == _LOST_BY_WORKER
+                if reason not in {DRAINING, _LOST_BY_WORKER} or losses > _LOSSES_LIMIT:
                     raise
-            await draining.sleep(deadline)
+            await again.sleep(deadline)
 
     async def signal(self, workflow_id: str, name: str, request: BaseModel, *, deadline: Deadline) -> None:
         """Return when the server has the signal on record. It may be there twice: the receiver must not mind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar, overload
 
 from pydantic import JsonValue
@@ -35,6 +35,7 @@ from sandhold.contracts.tools import (
     WriteFileResult,
     parse_arguments,
 )
+from sandhold.contracts.transfers import PushFilesResult, RestoreFrom
 from sandhold.contracts.workspaces import DownloadWorkspaceResult
 from sandhold.storage import SessionStorage
 
@@ -149,10 +150,16 @@ class Session:
         snapshot: str | None = None,
         env: Mapping[str, str] | None = None,
         auto_stop_minutes: int | None = None,
+        upload_files: Iterable[tuple[str, str]] | None = None,
+        restore_from: str | RestoreFrom | None = None,
         call_id: str | None = None,
         timeout: float | None = None,
     ) -> CreateSandboxResult:
-        """Create a sandbox and return once it is started."""
+        """Create a sandbox and return once it is started, with what it was asked to bring along.
+
+        `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be brought is told
+        by the result, and fails nothing else.
+        """
         arguments = _given(
             title=title,
             sandbox_id=sandbox_id,
@@ -160,6 +167,8 @@ class Session:
             snapshot=snapshot,
             env=dict(env) if env is not None else None,
             auto_stop_minutes=auto_stop_minutes,
+            upload_files=None if upload_files is None else _pairs(upload_files),
+            restore_from=None if restore_from is None else _source(restore_from),
         )
         return await self._typed(ToolName.CREATE_SANDBOX, arguments, CreateSandboxResult, call_id, timeout)
 
@@ -267,6 +276,21 @@ class Session:
             format=format,
         )
         return await self._typed(ToolName.DOWNLOAD_WORKSPACE, arguments, DownloadWorkspaceResult, call_id, timeout)
+
+    async def push_files(
+        self,
+        sandbox_id: str,
+        files: Iterable[tuple[str, str]],
+        *,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> PushFilesResult:
+        """Bring files and folders from the session's storage into a sandbox; each by itself, whole or not at all.
+
+        `files` are at most 100 pairs of a path in session storage and one in the sandbox.
+        """
+        arguments = _given(sandbox_id=sandbox_id, files=_pairs(files))
+        return await self._typed(ToolName.PUSH_FILES, arguments, PushFilesResult, call_id, timeout)
 
     async def list_sandboxes(self, *, timeout: float | None = None) -> ListSandboxesResult:
         return await self._typed(ToolName.LIST_SANDBOXES, {}, ListSandboxesResult, None, timeout)
@@ -388,6 +412,15 @@ class Session:
             return [book.sandbox_id for book in (await self._status(deadline)).sandboxes]
         except (SessionNotFound, SessionEnded):
             return []
+
+
+def _pairs(files: Iterable[tuple[str, str]]) -> list[JsonValue]:
+    return [{"session_path": session_path, "sandbox_path": sandbox_path} for session_path, sandbox_path in files]
+
+
+def _source(restore_from: str | RestoreFrom) -> JsonValue:
+    wanted = {"session_path": restore_from} if isinstance(restore_from, str) else restore_from.model_dump()
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _given(**arguments: JsonValue) -> dict[str, JsonValue]:

@@ -60,7 +60,7 @@ _OWNER = re.compile(OWNER_PATTERN.removesuffix("$") + r"\Z")
 
 
 class ToolName(StrEnum):
-    """The tools an agent can call."""
+    """The tools that can be called."""
 
     CREATE_SANDBOX = "daytona_create_sandbox"
     EXEC = "daytona_exec"
@@ -70,7 +70,13 @@ class ToolName(StrEnum):
     LIST_SANDBOXES = "daytona_list_sandboxes"
     MANAGE_SANDBOX = "daytona_manage_sandbox"
     COMMAND = "daytona_command"
+    PUSH_FILES = "sandhold_push_files"
 
+
+CLIENT_TOOLS = frozenset({ToolName.PUSH_FILES})
+"""Tools for those who run agents; no model is told of them."""
+MODEL_TOOLS = tuple(tool for tool in ToolName if tool not in CLIENT_TOOLS)
+"""The tools that are declared to models."""
 
 SESSION_TOOLS = frozenset({ToolName.CREATE_SANDBOX, ToolName.LIST_SANDBOXES})
 """Tools that are calls of the session; all others go to the sandbox's own workflow."""
@@ -95,6 +101,9 @@ class Activity(StrEnum):
     READ_FILE = "read_file"
     WRITE_FILE = "write_file"
     DOWNLOAD_WORKSPACE = "download_workspace"
+    SAVE_WORKSPACE = "save_workspace"
+    FILL_SANDBOX = "fill_sandbox"
+    PUSH_FILES = "push_files"
     SANDBOX_STATUSES = "sandbox_statuses"
     CLEAN_STORAGE = "clean_storage"
 

@@ -43,7 +43,11 @@ class Policy(Strict):
     """What the session may hold in storage: files, the output of commands, arguments and results."""
     file_quota_bytes: int = Field(GIB, ge=1, le=32 * GIB)
     """What one file in session storage may hold."""
-    on_end: Literal["delete"] = "delete"
-    """What happens to the sandboxes at the end."""
+    on_end: Literal["delete", "download"] = "delete"
+    """What happens to a sandbox at its end, whoever ends it: it is deleted; with `download`, its workspace is saved to
+    session storage before."""
+    save_timeout_s: float = Field(600.0, gt=0, le=DAY_S / 4)
+    """How long saving one workspace may take, the start of a stopped sandbox included. Then the sandbox is deleted as
+    it is."""
     keep_days: float = Field(30.0, ge=0, le=3650)
     """How long the session's storage is kept after its end."""

@@ -16,6 +16,7 @@ from sandhold.contracts.fields import CommandStatus
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.steps import CommandPlace
 from sandhold.contracts.tools import CreateSandboxArguments, OutputFiles, SandboxRow
+from sandhold.contracts.transfers import SavedWorkspace
 
 
 class SandboxState(StrEnum):
@@ -47,6 +48,8 @@ class LedgerEntry(Message):
     outcome: CallOutcome | None = None
     request: CallRequest | None = None
     """Kept while the call runs, so that it can go on after a continue-as-new."""
+    refused_for_now: bool = False
+    """Whether it was refused, with nothing done, for something that passes: it may come again under its id."""
 
 
 class CommandRecord(Message):
@@ -95,6 +98,8 @@ class SandboxCarried(Message):
     error: ToolError | None = None
     ending: str | None = None
     """Why the sandbox is being deleted, once it is."""
+    saved: SavedWorkspace | None = None
+    """What was saved before the deletion, once that was tried."""
     ledger: list[LedgerEntry] = Field(default_factory=list)
     commands: list[CommandRecord] = Field(default_factory=list)
     commands_started: int = 0
@@ -107,6 +112,8 @@ class ShownSandbox(SandboxRow):
     generation: int
     workflow_id: str
     provider_id: str | None = None
+    saved: SavedWorkspace | None = None
+    """What was saved of a sandbox that has ended, or is about to, where the policy says so."""
 
 
 class SandboxStatus(ShownSandbox):
@@ -145,6 +152,7 @@ class SandboxOutcome(Message):
     outcome: SandboxEnding
     reason: str
     error: ToolError | None = None
+    saved: SavedWorkspace | None = None
 
 
 SandboxStart.model_rebuild()

@@ -14,6 +14,7 @@ from sandhold.contracts.names import sandbox_workflow_id
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.sandboxes import LedgerEntry, SandboxEnding, SandboxStatus, ShownSandbox
 from sandhold.contracts.tools import ListSandboxesResult, SandboxRow
+from sandhold.contracts.transfers import SavedWorkspace, ToldWhenSaved
 
 SessionState = Literal["open", "ending", "ended"]
 
@@ -28,6 +29,7 @@ class SessionSandbox(Message):
     ended: SandboxEnding | None = None
     reason: str | None = None
     error: ToolError | None = None
+    saved: SavedWorkspace | None = None
     create_call_id: str | None = None
 
 
@@ -81,9 +83,11 @@ class EndAnswer(Message):
     state: SessionState
 
 
-class EndedSandbox(Message):
+class EndedSandbox(ToldWhenSaved):
     sandbox_id: str
     outcome: SandboxEnding
+    saved: SavedWorkspace | None = None
+    """What was saved of it, or why nothing was; null where the policy asks for nothing, or there was nothing yet."""
 
 
 class SessionOutcome(Message):
@@ -145,6 +149,7 @@ def _from_book(session_id: str, book: SessionSandbox) -> ShownSandbox:
         state=book.ended or "unknown",
         created_at=book.created_at,
         error=book.error,
+        saved=book.saved,
         generation=book.generation,
         workflow_id=sandbox_workflow_id(session_id, book.sandbox_id),
     )

@@ -11,6 +11,7 @@ from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, StorageRef
 from sandhold.contracts.fields import CommandStatus, Size
 from sandhold.contracts.policy import Policy
+from sandhold.contracts.transfers import RestoreFrom, UploadFile
 
 
 class SandboxRef(Message):
@@ -87,6 +88,24 @@ class DownloadStep(CallStep):
     """What one file in session storage may hold, by the policy."""
 
 
+class SaveStep(Message):
+    """The workspace of a sandbox that is about to be deleted: `save_workspace`."""
+
+    ref: SandboxRef
+    file_quota_bytes: int
+    """What one file in session storage may hold, by the policy."""
+
+
+class FillStep(Message):
+    """What to bring into a new sandbox before it is used: `fill_sandbox`."""
+
+    ref: SandboxRef
+    call_id: str
+    """The create call."""
+    restore_from: RestoreFrom | None = None
+    upload_files: list[UploadFile] = Field(default_factory=list)
+
+
 CancelReason = Literal["cancelled"]
 
 
@@ -115,6 +134,8 @@ class CommandPlace(Message):
     stored: StoredOutput = Field(default_factory=StoredOutput)
     unsure: bool = False
     """Whether nobody knows if it was started. One that turns out not to have been is kept from starting."""
+    cap_bytes: int | None = None
+    """The command's `output_cap_bytes`; None when it was left by a worker that did not tell."""
 
 
 class CommandProgress(Message):

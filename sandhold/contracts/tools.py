@@ -18,7 +18,17 @@ from sandhold.contracts.base import Message, Strict
 from sandhold.contracts.commands import CommandArguments, CommandResult
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import CommandStatus, SandboxId, SandboxPath, Size, Text
-from sandhold.contracts.names import WORKSPACE_PATH, ToolName
+from sandhold.contracts.names import MODEL_TOOLS, WORKSPACE_PATH, ToolName
+from sandhold.contracts.transfers import (
+    FailedUpload,
+    PushFilesArguments,
+    PushFilesResult,
+    RestoredWorkspace,
+    RestoreFrom,
+    SavedWorkspace,
+    ToldWhenSaved,
+    UploadFiles,
+)
 from sandhold.contracts.workspaces import DownloadWorkspaceArguments, DownloadWorkspaceResult
 
 COMMAND_LIMIT_CHARS = 1024 * 1024
@@ -56,6 +66,10 @@ class CreateSandboxArguments(Strict):
     auto_stop_minutes: int | None = Field(None, ge=1, le=60)
     """Minutes without any call after which the sandbox is stopped, by default as the session's policy says (5). Its
     files stay; the next call starts it again."""
+    upload_files: UploadFiles | None = None
+    """Files or folders of the session's storage to bring into the sandbox before it is used."""
+    restore_from: RestoreFrom | None = None
+    """A workspace that was saved to session storage, to go on with in this sandbox. Comes before `upload_files`."""
 
     @model_validator(mode="after")
     def _size_or_snapshot(self) -> CreateSandboxArguments:
@@ -69,6 +83,10 @@ class CreateSandboxResult(Message):
     status: Literal["started"] = "started"
     workspace_path: str = WORKSPACE_PATH
     files_uploaded: int = 0
+    files_failed: list[FailedUpload] = Field(default_factory=list)
+    """Of `upload_files`, what is not in the sandbox."""
+    restored: RestoredWorkspace | None = None
+    """What became of `restore_from`."""
 
 
 OutputDetail = Literal["auto", "concise", "normal", "verbose", "full"]
@@ -228,10 +246,12 @@ class ManageSandboxArguments(Strict):
     """`stop` keeps the files and ends all processes; `archive` moves it to cheaper storage; `delete` is final."""
 
 
-class ManageSandboxResult(Message):
+class ManageSandboxResult(ToldWhenSaved):
     sandbox_id: str
     action: Action
     state: str
+    saved: SavedWorkspace | None = None
+    """With `delete`: what was saved before, where the session's policy says so."""
 
     @classmethod
     def deleted(cls, sandbox_id: str) -> ManageSandboxResult:
@@ -248,6 +268,7 @@ ToolArguments = (
     | ListSandboxesArguments
     | ManageSandboxArguments
     | CommandArguments
+    | PushFilesArguments
 )
 
 ARGUMENTS: dict[ToolName, type[ToolArguments]] = {
@@ -259,6 +280,7 @@ ARGUMENTS: dict[ToolName, type[ToolArguments]] = {
     ToolName.LIST_SANDBOXES: ListSandboxesArguments,
     ToolName.MANAGE_SANDBOX: ManageSandboxArguments,
     ToolName.COMMAND: CommandArguments,
+    ToolName.PUSH_FILES: PushFilesArguments,
 }
 
 RESULTS: dict[ToolName, type[Message]] = {
@@ -270,6 +292,7 @@ RESULTS: dict[ToolName, type[Message]] = {
     ToolName.LIST_SANDBOXES: ListSandboxesResult,
     ToolName.MANAGE_SANDBOX: ManageSandboxResult,
     ToolName.COMMAND: CommandResult,
+    ToolName.PUSH_FILES: PushFilesResult,
 }
 
 
@@ -278,7 +301,7 @@ def tool_named(name: str) -> ToolName:
     try:
         return ToolName(name)
     except ValueError:
-        known = ", ".join(tool.value for tool in ToolName)
+        known = ", ".join(tool.value for tool in MODEL_TOOLS)
         raise ToolFailure(
             ErrorCode.INVALID_ARGUMENTS, f"there is no tool {name[:100]!r}", hint=f"The tools are: {known}."
         ) from None

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,7 +151,7 @@ class SessionObjects:
         offset = f"{root}/{after}" if after else ""
         if self._folder is not None:
             found = walk(self._folder, prefix, offset)
-            while page := await asyncio.to_thread(lambda: [each for each, _ in zip(found, range(_PAGE), strict=False)]):
+            while page := await asyncio.to_thread(lambda: list(islice(found, _PAGE))):
                 for each in page:
                     yield StoredObject(each.path.removeprefix(f"{root}/"), each.size, each.modified_at)
             return

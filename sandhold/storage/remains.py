@@ -20,6 +20,8 @@ class EndMark(Message):
     """The deployment whose session it was."""
     ended_at: datetime
     keep_days: float
+    owner: str | None = None
+    """Whose session it was; null in marks from before that was noted."""
 
     @property
     def kept_until(self) -> datetime:

@@ -7,6 +7,7 @@ there what the design rests on: that a command detached by `process/execute` out
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import commands as commands_module
+from activities.following import BEYOND_CAP_BYTES
+from activities.launcher import LauncherRequest, stop_request
 from activities.launcher.access import ANSWER_MARGIN_S
 from sandhold.contracts.calls import INLINE_LIMIT_BYTES
 from sandhold.contracts.errors import ErrorCode, SandboxSignal
@@ -216,6 +219,39 @@ async def test_a_command_that_was_stopped_before_it_began_never_runs(commands: C
     assert await commands.sh(f"ls ran-{call_id} 2>/dev/null || echo none") == "none\n"
 
 
+async def test_a_stop_that_fails_for_one_command_still_ends_the_others(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [await commands.leave("sleep 60") for _ in range(3)]
+    unheard = places[0].call_id
+
+    def spoilt(call_id: str, **options: Any) -> LauncherRequest:
+        order = stop_request(call_id, **options)
+        return dataclasses.replace(order, command="true") if call_id == unheard else order
+
+    monkeypatch.setattr(commands_module, "stop_request", spoilt)
+    monkeypatch.setattr(commands_module, "STOPS_AT_ONCE", 1)
+    with pytest.raises(ApplicationError) as failed:
+        await commands.stop(*(place.call_id for place in places), grace_s=0)
+    assert not failed.value.non_retryable
+    assert [(await commands.read(place.call_id)).status for place in places] == ["running", "cancelled", "cancelled"]
+    monkeypatch.undo()
+    await commands.stop(unheard, grace_s=0)
+
+
+async def test_a_stop_that_cannot_keep_a_command_from_starting_says_so(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_a_home(call_id: str, **options: Any) -> LauncherRequest:
+        order = stop_request(call_id, **options)
+        return dataclasses.replace(order, env={**order.env, "HOME": "/proc"})
+
+    monkeypatch.setattr(commands_module, "stop_request", without_a_home)
+    with pytest.raises(ApplicationError, match="no room") as failed:
+        await commands.stop(new_call_id())
+    assert not failed.value.non_retryable
+
+
 async def test_fault_1_a_directory_that_is_missing_is_an_error_before_anything_runs(commands: Commands) -> None:
     """`a; b` runs neither, and the error costs no second request."""
     progress = await commands.begin("touch a; touch b", cwd="no/such/place")
@@ -326,7 +362,7 @@ async def test_a_command_that_writes_too_much_is_ended_and_told_the_cap(commands
     assert result.status == "cancelled"
     assert "5000000 bytes" in (result.hint or "")
     assert result.stdout_bytes > 5_000_000
-    assert len(await commands.stored(place.call_id)) == result.stdout_bytes
+    assert len(await commands.stored(place.call_id)) == min(result.stdout_bytes, 5_000_000 + BEYOND_CAP_BYTES)
 
 
 async def test_a_call_that_was_cleaned_away_is_a_conflict_and_runs_no_more(provider: ProviderUnderTest) -> None:

@@ -14,7 +14,8 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities import following as following_module
-from activities.launcher import LauncherRequest, Position, follow_request
+from activities.launcher import Answer, LauncherRequest, Position, follow_request
+from activities.launcher.access import torn
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.steps import CommandPlace, FollowCommandsResult, FollowCommandsStep, SandboxRef, StoredOutput
 from sandhold.storage import SegmentReader
@@ -256,6 +257,20 @@ async def test_many_commands_share_a_follower_and_keep_their_output_apart(comman
         assert await commands.stored(place.call_id) == str(number).encode() * 1_500_000
 
 
+async def test_output_that_the_command_has_emptied_is_not_mixed_with_what_it_writes_then(commands: Commands) -> None:
+    script = "echo the first lines; sleep 2; echo x >/dev/stdout; sleep 1.5; echo other and longer lines; echo err >&2"
+    place = await commands.leave(script, background=True)
+    follower = following(commands, [place])
+    assert await until_stored(commands, place.call_id, 16) == b"the first lines\n"
+    (progress,) = (await follower).ended
+    result = await commands.result(progress)
+    assert await commands.stored(place.call_id) == b"the first lines\n"
+    assert await commands.stored(place.call_id, "stderr") == b"err\n"
+    assert (result.status, result.stdout) == ("completed", "x\nother and longer lines\n")
+    assert "emptied its own stdout after 16 bytes" in (result.hint or "")
+    assert "> /dev/stderr" in (result.hint or "")
+
+
 async def test_what_a_left_behind_process_writes_is_not_waited_for(commands: Commands) -> None:
     place = await commands.leave("(while :; do echo more; sleep 0.01; done) & sleep 0.5; echo end", background=True)
     result = await commands.follow_to_the_end(place)
@@ -306,3 +321,77 @@ async def test_a_command_that_may_have_been_started_and_was_not_is_kept_from_sta
     assert await commands.sh(f"ls ran-{call_id} 2>/dev/null || echo none") == "none\n"
     result = await commands.follow_to_the_end(started.model_copy(update={"unsure": True}))
     assert (result.status, result.exit_code) == ("completed", 5), "one that was started goes on"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+async def test_of_a_command_that_writes_far_more_than_its_cap_only_a_bounded_beginning_is_stored(
+    commands: Commands, stream: str
+) -> None:
+    """It costs the command no time and no room on the disk."""
+    size = 256 * 2**20
+    place = await commands.leave(
+        f"echo begun >&2; truncate -s {size} /dev/{stream}; sleep 60", output_cap_bytes=SEGMENT_BYTES, background=True
+    )
+    result = await commands.follow_to_the_end(place)
+    assert result.status == "cancelled"
+    assert getattr(result, f"{stream}_bytes") == size, "it is counted all the same"
+    assert result.output_files is not None
+    assert not result.output_files.whole
+    kept = len(await commands.stored(place.call_id)) + len(await commands.stored(place.call_id, "stderr"))
+    assert kept == SEGMENT_BYTES + following_module.BEYOND_CAP_BYTES
+    assert f"first {kept} bytes" in (result.hint or "")
+
+
+async def test_output_within_the_slack_beyond_the_cap_is_stored_whole(commands: Commands) -> None:
+    place = await commands.leave("head -c 1500000 /dev/zero; sleep 60", output_cap_bytes=1_000_000, background=True)
+    result = await commands.follow_to_the_end(place)
+    assert (result.status, result.stdout_bytes) == ("cancelled", 1_500_000)
+    assert result.output_files is not None
+    assert result.output_files.whole
+    assert len(await commands.stored(place.call_id)) == 1_500_000
+
+
+async def test_a_request_about_too_many_commands_is_made_about_fewer_until_all_have_had_their_turn(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def answered_about_two(known: Sequence[Position], **options: Any) -> LauncherRequest:
+        asked.append(len(known))
+        request = follow_request(known, **options)
+        return request if len(known) <= 2 else dataclasses.replace(request, command="true")
+
+    monkeypatch.setattr(following_module, "follow_request", answered_about_two)
+    places = [await commands.leave(f"echo {number}; exec sleep 60", background=True) for number in range(7)]
+    follower = following(commands, places)
+    for number, place in enumerate(places):
+        assert await until_stored(commands, place.call_id, 2) == f"{number}\n".encode()
+    await commands.stop(places[6].call_id, grace_s=0)
+    (progress,) = (await follower).ended
+    assert (progress.call_id, progress.status) == (places[6].call_id, "cancelled")
+    assert asked[:3] == [7, 3, 1]
+    await commands.stop(*(place.call_id for place in places), grace_s=0)
+
+
+async def test_commands_whose_time_is_up_are_ended_at_once_and_one_that_cannot_be_holds_up_no_other(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following_module, "OVERDUE_S", 0.0)
+    places = [await commands.leave("sleep 60", background=True) for _ in range(3)]
+    stuck, *others = [place.model_copy(update={"deadline_at": datetime.now(UTC)}) for place in places]
+    everybody = asyncio.Barrier(3)
+    ask = commands.following._launcher.ask
+
+    async def together(ref: SandboxRef, order: LauncherRequest, **options: Any) -> Answer:
+        if " stop " in order.command:
+            async with asyncio.timeout(10):
+                await everybody.wait()
+            if stuck.call_id in order.command:
+                raise torn("nobody answers")
+        return await ask(ref, order, **options)
+
+    monkeypatch.setattr(commands.following._launcher, "ask", together)
+    ended = {progress.call_id: progress.status for progress in await commands.follow([stuck, *others])}
+    assert set(ended.values()) == {"timed_out"}
+    assert set(ended) <= {place.call_id for place in others}
+    await commands.stop(*(place.call_id for place in places), grace_s=0)

@@ -368,11 +368,65 @@ async def test_a_command_that_removes_its_own_folder_is_not_run_again(machine: M
     assert (machine.home / "ran").read_text() == "run\n"
 
 
-async def test_a_forged_end_breaks_no_answer(dash: Machine) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ended.x.y.z.timed_out",
+        "ended.0.1.2.a b",
+        "ended.0.1.2.",
+        "ended.x y.1.2.-",
+        "ended.1.0.1.2.-",
+        "ended.0\n@slice stdout 1 2 3.1.2.-",
+        "ended.0.1.2.output_limit:",
+        "ended.0.1.2.output_limit:1:2",
+        "ended.0.1.2.cancelled:x",
+    ],
+)
+async def test_a_forged_end_breaks_no_answer(machine: Machine, name: str) -> None:
     """A command can write to its own folder; it fools nobody but its caller."""
+    forger, innocent = new_call_id(), new_call_id()
+    machine.env["NAME"] = name
+    script = f'touch "$HOME/.sandhold/calls/{forger}/$NAME"; sleep 60'
+    await machine.run(script, call_id=forger, wait_s=0.2)
+    report = await machine.run("echo fine; exit 3", call_id=innocent)
+    assert (report.exit_code, report.stdout.head) == (3, b"fine\n")
+    answer = await machine.ask(follow_request([Position(forger), Position(innocent)], wait_s=5, budget_bytes=9999))
+    forged, true = answer.reports
+    assert (forged.state, forged.exit_code, forged.ended, forged.reason) == ("ended", None, None, None)
+    assert (true.state, true.exit_code, true.stdout.head) == ("ended", 3, b"fine\n")
+    machine.folder(forger).joinpath(name).unlink()
+    (stopped,) = (await machine.ask(stop_request(forger, grace_s=1))).reports
+    assert (stopped.state, stopped.reason) == ("ended", "cancelled")
+
+
+async def test_the_true_end_is_told_beside_a_forged_one(machine: Machine) -> None:
     call_id = new_call_id()
-    report = await dash.run(f"touch ~/.sandhold/calls/{call_id}/ended.x.y.z.timed_out; exit 3", call_id=call_id)
-    assert report.state == "ended"
+    folder = f"~/.sandhold/calls/{call_id}"
+    report = await machine.run(
+        f"touch {folder}/ended.! {folder}/ended.z; ln -s / {folder}/ended.,; exit 3", call_id=call_id
+    )
+    report = await machine.run("", call_id=call_id, again=True)
+    assert (report.state, report.exit_code) == ("ended", 3)
+
+
+async def test_a_forged_ending_does_not_keep_an_end_from_being_told(machine: Machine) -> None:
+    call_id = new_call_id()
+    folder = f"~/.sandhold/calls/{call_id}"
+    report = await machine.run(f"touch {folder}/ending.a.1+ {folder}/ending.cancelled.-; exit 3", call_id=call_id)
+    assert (report.state, report.exit_code, report.reason) == ("ended", 3, None)
+
+
+def test_what_cannot_be_read_of_one_command_costs_no_other() -> None:
+    torn_call = "@call a ended 0 1 2 - torn\xa0hash\n"
+    torn_output = "@call b ended 0 1 2 - h\n@stdout 2 hex\n 7\n@slice stdout 2 0 -\n"
+    whole = "@call c ended 3 1 2 - h\n@stdout 2 hex\n 78 0a\n"
+    answer = parse_answer("n", f"<n 5\n{torn_call}{torn_output}{whole}n>\n")
+    assert [(each.folder, each.state, each.exit_code, each.stdout.head) for each in answer.reports] == [
+        ("a", "ended", None, b""),
+        ("c", "ended", 3, b"x\n"),
+    ], "b is asked for again: its output is not known"
+    with pytest.raises(TornAnswer):
+        parse_answer("n", f"<n 5\n{torn_output}n>\n")
 
 
 async def test_a_call_that_was_never_started_is_absent_for_a_follower(machine: Machine) -> None:
@@ -498,5 +552,5 @@ def test_nothing_of_the_users_is_in_the_command_line() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_the_launcher_fits_beside_the_largest_script(program: str) -> None:
-    assert len(program) < 20_000
+    assert len(program) < 24_000
     assert not any(line.lstrip().startswith("#") for line in program.splitlines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -88,6 +89,67 @@ async def test_a_stop_says_why(machine: Machine) -> None:
 async def test_a_command_that_gave_up_its_environment_is_ended(machine: Machine, script: str) -> None:
     report = await machine.run(script, timeout_s=0.3, grace_s=5)
     assert (report.reason, report.exit_code, report.left_alive) == ("timed_out", 143, False)
+
+
+def group_left_behind(machine: Machine, *, begin: str = "") -> str:
+    """A script whose leader goes at a TERM, and leaves a process without a mark in its group that does not."""
+    inner = f"{begin} trap '' TERM; echo \\$\\$ >{machine.home}/left; while :; do sleep 0.1; done"
+    return f'env -i PATH="$PATH" sh -c "{inner}" & wait'
+
+
+@pytest.mark.parametrize("by", ["timeout", "stop"])
+async def test_a_group_without_marks_is_ended_although_its_leader_is_dead(machine: Machine, by: str) -> None:
+    call_id = new_call_id()
+    script = group_left_behind(machine)
+    if by == "timeout":
+        report = await machine.run(script, call_id=call_id, timeout_s=0.5, grace_s=0.3)
+    else:
+        await machine.run(script, call_id=call_id, timeout_s=None, wait_s=0.5)
+        (report,) = (await machine.ask(stop_request(call_id, grace_s=0.3))).reports
+    assert (report.state, report.reason) == ("ended", "timed_out" if by == "timeout" else "cancelled")
+    assert report.left_alive is False
+    left = int((machine.home / "left").read_text())
+    assert not lives(left)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in {"X", "Z"}
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_session_whose_number_is_used_again_is_left_alone(machine: Machine) -> None:
+    """Of a command whose owner is gone: as after the machine has started anew, where pids begin again."""
+    led = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    orphaned = await asyncio.create_subprocess_exec(
+        "sh", "-c", "sleep 60 >&2 & echo $!", start_new_session=True, stdout=asyncio.subprocess.PIPE
+    )
+    orphan = int((await orphaned.communicate())[0])
+    for session in (f"{led.pid}.12345", f"{orphaned.pid}.12345", "1.12345", "0.1", "-1.1"):
+        call_id = new_call_id()
+        folder = machine.folder(call_id)
+        folder.mkdir(parents=True)
+        (folder / "lock").write_text("hash 1\n")
+        (folder / "owner.99999999.12345.99999999").touch()
+        (folder / f"session.{session}").touch()
+        (report,) = (await machine.ask(stop_request(call_id, grace_s=0))).reports
+        assert report.state == "interrupted"
+    assert led.returncode is None
+    assert lives(orphan)
+    os.kill(orphan, signal.SIGKILL)
+    led.kill()
+    await led.wait()
+
+
+async def test_a_program_whose_name_holds_a_newline_is_ended(machine: Machine) -> None:
+    call_id = new_call_id()
+    sleeper = str(machine.home / "a\nb) S 1 2")
+    Path(sleeper).symlink_to(shutil.which("sleep") or "")
+    machine.env["SLEEPER"] = sleeper
+    report = await machine.run('setsid "$SLEEPER" 60 & exec "$SLEEPER" 60', call_id=call_id, timeout_s=0.4, grace_s=5)
+    assert (report.reason, report.exit_code, report.left_alive) == ("timed_out", 143, False)
+    assert command_processes(call_id) == []
 
 
 @pytest.mark.usefixtures("impatient")

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from activities.launcher import CallReport, Position, clean_request, follow_request, read_request, stop_request
+from activities.launcher import (
+    UNWANTED,
+    CallReport,
+    Position,
+    Slice,
+    clean_request,
+    follow_request,
+    read_request,
+    stop_request,
+)
 from activities.launcher.request import KEPT_CALLS, KEPT_MINUTES, UNFETCHED_MINUTES
 from tests.activities.shells import Machine, new_call_id, processes_with, shells_present
 
@@ -268,3 +277,29 @@ async def test_calls_whose_names_look_like_options_are_cleaned(dash: Machine) ->
         make_old(dash, call_id, KEPT_MINUTES + 2)
     await dash.ask(clean_request([]))
     assert [path.name for path in (dash.home / ".sandhold" / "calls").iterdir()] == [".done"]
+
+
+@pytest.mark.parametrize(
+    ("script", "reopens"),
+    [
+        ("echo a >&2; echo warn > /dev/stderr", True),
+        ("echo a 2>'/dev/stdout'", True),
+        ("echo a >|/proc/self/fd/2", True),
+        ("echo a >>/dev/stderr; echo b >&2; echo c >/dev/null; cat </dev/stdin >/dev/stdouts", False),
+    ],
+)
+async def test_a_command_that_opens_its_output_anew_is_told(machine: Machine, script: str, reopens: bool) -> None:
+    report = await machine.run(script)
+    assert (report.state, report.reopens_output) == ("ended", reopens)
+
+
+async def test_a_follower_is_told_that_output_has_become_shorter_than_it_knows(machine: Machine) -> None:
+    call_id = new_call_id()
+    script = "echo some lines of output; sleep 1; echo x >/dev/stdout; sleep 60"
+    await machine.run(script, call_id=call_id, wait_s=0.2)
+    (report,) = (await machine.ask(follow_request([Position(call_id, 21, 0)], wait_s=20, budget_bytes=99))).reports
+    assert (report.state, report.stdout_slice) == ("running", Slice(2, 21))
+    unwanted = follow_request([Position(call_id, UNWANTED, 0)], wait_s=0.1, budget_bytes=99)
+    assert (await machine.ask(unwanted)).reports == []
+    (report,) = (await machine.ask(stop_request(call_id, grace_s=1))).reports
+    assert report.reopens_output

@@ -75,7 +75,7 @@ async def test_only_what_is_kept_no_longer_goes(stack: Stack, storage: SessionSt
     assert await left(storage) == {runs, kept}
     mark = await Remains(storage.objects, kept).mark()
     assert mark is not None
-    assert (mark.deployment, mark.keep_days) == (stack.deployment, 1.0)
+    assert (mark.deployment, mark.keep_days, mark.owner) == (stack.deployment, 1.0, "tests")
     assert abs(mark.ended_at - datetime.now(UTC)) < timedelta(minutes=5)
     assert await Remains(storage.objects, runs).mark() is None
 

@@ -6,12 +6,21 @@ import asyncio
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 from sandhold.client import Session
+from sandhold.contracts.fields import CommandStatus
 from sandhold.contracts.tools import ExecResult
 from tests.chaos.flavours import FLAVOURS, Flavour, counted, seen
 from tests.stack import Stack
+
+_TOLD_BY: dict[CommandStatus, str] = {
+    "timed_out": "time limit",
+    "cancelled": "was cancelled",
+    "interrupted": "not run again",
+}
+"""What the hint of a command that did not end by itself says."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +95,32 @@ class PlannedCommand:
             ("status", result.status, self.flavour.ends),
         ]
         if self.flavour.ends == "interrupted":
-            # What it said last may not have left its sandbox; what did is what it said.
-            checks.append(("stored stdout", stdout, self.stdout[: len(stdout)]))
+            # What it said last may not have left its sandbox; what did is what it said, and the result tells of all
+            # that, or while storage is away of nothing.
+            told = (result.stdout_bytes, result.stderr_bytes)
+            seen_of = {"stdout": stdout, "stderr": stderr} if any(told) else {"stdout": b"", "stderr": b""}
+            checks += [
+                ("stored stdout", stdout, self.stdout[: len(stdout)]),
+                ("stored stderr", stderr, self.stderr[: len(stderr)]),
+                ("bytes", told, (len(seen_of["stdout"]), len(seen_of["stderr"]))),
+                ("stdout", result.stdout.encode(), seen_of["stdout"]),
+                ("stderr", result.stderr.encode(), seen_of["stderr"]),
+                ("exit code", result.exit_code, None),
+            ]
         else:
             checks += [
                 ("bytes", (result.stdout_bytes, result.stderr_bytes), (len(self.stdout), len(self.stderr))),
                 ("stored stdout", stdout, self.stdout),
                 ("stored stderr", stderr, self.stderr),
             ]
+        if self.flavour.ends in {"timed_out", "cancelled"}:
+            checks += [
+                ("exit code", result.exit_code in {128 + SIGTERM, 128 + SIGKILL}, True),
+                ("stdout", result.stdout.encode(), self.stdout),
+                ("stderr", result.stderr.encode(), self.stderr),
+            ]
+        if self.flavour.ends in _TOLD_BY:
+            checks.append(("hint", _TOLD_BY[self.flavour.ends] in (result.hint or ""), True))
         if self.flavour.ends == "completed":
             whole = len(self.stdout) <= 48 * 1024
             checks += [

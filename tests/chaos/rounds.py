@@ -37,7 +37,8 @@ async def batch(breakable: BreakableStack, kind: Kind, seed: str, first: int, ro
     stack = breakable.stack
     began = time.monotonic()
     random = Random(f"{seed} {kind} {first}")
-    session = await breakable.open(max_sandboxes=20)
+    # A start may take as long as everything is away.
+    session = await breakable.open(max_sandboxes=20, lifecycle_timeout_s=120.0)
     commands = planned(random, deck(seed), first, rounds, ["box-1", "box-2"], CALLED_WITHIN_S)
     boxes = sorted({command.sandbox_id for command in commands})
     await asyncio.gather(*(session.create_sandbox(sandbox_id=box) for box in boxes))

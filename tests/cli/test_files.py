@@ -231,3 +231,61 @@ async def test_a_listing_of_hostile_names_is_no_markup(env: Mapping[str, str], s
 async def test_a_process_says_the_same(env: Mapping[str, str], session: Session) -> None:
     ended = await finished(await started("files", session.session_id, "ls", "--json", env=env))
     assert (ended.code, ended.document["files"]) == (0, [])
+
+
+async def test_files_are_pushed_from_storage_and_from_here_into_a_sandbox(
+    env: Mapping[str, str], session: Session, tmp_path: Path
+) -> None:
+    box = (await session.create_sandbox(sandbox_id="box")).sandbox_id
+    for name in ("one", "folder/two", "folder/deep/three"):
+        await session.files.write(name, name.encode())
+    (tmp_path / "local").write_bytes(DATA)
+    push = ("files", session.session_id, "push", box)
+    single = await sandhold(*push, "/one", "first", "--json", env=env)
+    assert (single.code, single.document) == (
+        0,
+        {
+            "session_id": session.session_id,
+            "sandbox_id": "box",
+            "files_uploaded": 1,
+            "bytes": 3,
+            "files_failed": [],
+        },
+    )
+    several = await sandhold(*push, "one", "folder", "none", "in", env=env)
+    assert (several.code, "none" in several.err, "pushed 3 files" in several.out) == (1, True, True)
+    local = await sandhold(*push, str(tmp_path / "local"), "in/", "--from-local", "--json", env=env)
+    assert (local.code, local.document["bytes"]) == (0, len(DATA))
+    assert (await session.files.find("pushed/local")).size == len(DATA)
+    ran = await session.exec("box", "cat first; cd in; find . -type f | sort; sha256sum <local", output="normal")
+    assert ran.stdout.splitlines() == [
+        "one./folder/deep/three",
+        "./folder/two",
+        "./local",
+        "./one",
+        f"{hashlib.sha256(DATA).hexdigest()}  -",
+    ]
+    missing, alone = await asyncio.gather(
+        sandhold("files", session.session_id, "push", "nobody", "one", "x", "--json", env=env),
+        sandhold(*push, "one", "--json", env=env),
+    )
+    assert (missing.code, missing.document["error"]["code"]) == (3, "sandbox_not_found")
+    assert (alone.code, alone.document["error"]["code"]) == (2, "usage")
+
+
+async def test_the_end_tells_what_was_saved(env: Mapping[str, str], stack: Stack) -> None:
+    session = await stack.open(on_end="download")
+    await session.create_sandbox(sandbox_id="box")
+    await session.exec("box", "echo work >work; mkfifo pipe")
+    await session.manage_sandbox("box", "delete")
+    shown = await sandhold("session", "show", session.session_id, "--json", env=env)
+    [row] = shown.document["sandboxes"]
+    ended = await sandhold("session", "end", session.session_id, "--json", env=env)
+    assert ended.document["sandboxes"] == [{"sandbox_id": "box", "outcome": "deleted", "saved": row["saved"]}]
+    assert row["saved"]["session_path"] == "/workspaces/box-g1.tar.zst"
+    assert (row["saved"]["skipped_count"], row["saved"]["report_path"]) == (1, "/workspaces/box-g1.json")
+    for people in (
+        await sandhold("session", "end", session.session_id, env=env),
+        await sandhold("session", "show", session.session_id, env=env),
+    ):
+        assert "/workspaces/box-g1.tar.zst" in people.out.replace("\n", "")

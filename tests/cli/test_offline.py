@@ -17,7 +17,7 @@ from sandhold.cli.calls import printed
 from sandhold.cli.tools import ToolFormat, declaration
 from sandhold.contracts.calls import CallEnvelope, StorageRef
 from sandhold.contracts.errors import ErrorCode, ToolError
-from sandhold.contracts.names import ToolName
+from sandhold.contracts.names import MODEL_TOOLS, ToolName
 from sandhold.contracts.tools import ARGUMENTS
 from tests.cli.process import finished, plain_environment, started
 from tests.cli.process import sandhold as run
@@ -103,7 +103,8 @@ async def test_the_tools_are_a_json_array_and_cost_no_temporal_client() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     assert process.returncode == 0
-    assert [tool["function"]["name"] for tool in json.loads(out)] == [tool.value for tool in ToolName]
+    assert [tool["function"]["name"] for tool in json.loads(out)] == [tool.value for tool in MODEL_TOOLS]
+    assert "sandhold_push_files" not in out.decode()
 
 
 @pytest.mark.parametrize("tool", list(ToolName))

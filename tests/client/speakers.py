@@ -34,6 +34,7 @@ class SpeakingSandboxStart(Message):
     answer_within_s: float = 9.0
     """After this long a call is answered `running`."""
     draining: bool = False
+    refuses_as: str = DRAINING
     """Calls are refused until the signal `open`."""
 
 
@@ -71,7 +72,7 @@ class SpeakingSandbox:
     @call.validator
     def _refuse_while_draining(self, request: CallRequest) -> None:
         if self._start.draining:
-            raise ApplicationError("draining", type=DRAINING)
+            raise ApplicationError("draining", type=self._start.refuses_as)
 
     @workflow.signal(name=SUBMIT_SIGNAL)
     async def submit(self, request: CallRequest) -> None:

@@ -10,7 +10,7 @@ from sandhold.client import EndNotConfirmed, Sandhold, SessionEnded, TemporalUnr
 from sandhold.client.requests import UPDATES_IN_FLIGHT
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
-from sandhold.contracts.names import session_workflow_id
+from sandhold.contracts.names import DRAINING, session_workflow_id
 from tests.cable import Cable
 from tests.client.conftest import Speakers
 from tests.client.speakers import REFUSAL, SpeakingSandbox, SpeakingSandboxStart, on_the_books
@@ -25,9 +25,11 @@ def error_in(envelope: CallEnvelope) -> ToolError:
     return envelope.error
 
 
-async def test_a_draining_refusal_is_sent_again_under_the_same_id(speakers: Speakers) -> None:
+@pytest.mark.parametrize("refuses_as", [DRAINING, "UnprocessedUpdate"])
+async def test_a_refusal_that_passes_is_sent_again_under_the_same_id(speakers: Speakers, refuses_as: str) -> None:
+    """The workflow drains, or no worker has looked at the update: the server tells both alike."""
     session = await speakers.session()
-    box = await speakers.sandbox(session, SpeakingSandboxStart(draining=True))
+    box = await speakers.sandbox(session, SpeakingSandboxStart(draining=True, refuses_as=refuses_as))
     call = asyncio.create_task(session.call(MANAGE, START, "again"))
     await asyncio.sleep(0.5)
     assert not call.done()

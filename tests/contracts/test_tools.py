@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandhold.contracts.errors import ErrorCode, ToolFailure
-from sandhold.contracts.names import ToolName
+from sandhold.contracts.names import MODEL_TOOLS, ToolName
 from sandhold.contracts.tools import (
     ARGUMENTS,
     CONTENT_LIMIT_CHARS,
@@ -30,7 +30,10 @@ GOOD: dict[ToolName, dict[str, Any]] = {
         "size": "small",
         "env": {"A": "b"},
         "auto_stop_minutes": 9,
+        "upload_files": [{"session_path": "/a/b", "sandbox_path": "b/"}],
+        "restore_from": {"session_path": "/workspaces/box-g1.tar.zst", "session_id": "before"},
     },
+    ToolName.PUSH_FILES: {**BOX, "files": [{"session_path": "a", "sandbox_path": "/tmp/a"}]},
     ToolName.EXEC: {**BOX, "command": "true", "cwd": "/", "timeout": 5, "output": "full"},
     ToolName.READ_FILE: {**BOX, "path": "x", "offset": 3, "limit": 4},
     ToolName.WRITE_FILE: {**BOX, "path": "x", "content": "", "encoding": "base64", "mode": "0755", "append": True},
@@ -64,6 +67,17 @@ BAD: list[tuple[ToolName, Any, str]] = [
     (ToolName.CREATE_SANDBOX, {"env": {"A": 5}}, "env.A"),
     (ToolName.CREATE_SANDBOX, {"env": {"A": "x" * 70_000}}, "65536 bytes"),
     (ToolName.CREATE_SANDBOX, {"title": ""}, "title"),
+    (ToolName.CREATE_SANDBOX, {"upload_files": ["a"]}, "upload_files"),
+    (ToolName.CREATE_SANDBOX, {"upload_files": [{"session_path": "../a", "sandbox_path": "a"}]}, "'..'"),
+    (ToolName.CREATE_SANDBOX, {"upload_files": [{"session_path": "/", "sandbox_path": "a"}]}, "empty"),
+    (ToolName.CREATE_SANDBOX, {"upload_files": [{"session_path": "a", "sandbox_path": "a\0"}]}, "NUL"),
+    (ToolName.CREATE_SANDBOX, {"upload_files": [{"session_path": "a", "sandbox_path": "a"}] * 101}, "100"),
+    (ToolName.CREATE_SANDBOX, {"upload_files": [{"session_path": "a", "sandbox_path": "a" * 500}] * 99}, "32768 bytes"),
+    (ToolName.CREATE_SANDBOX, {"restore_from": {"session_path": "a/../b"}}, "'..'"),
+    (ToolName.CREATE_SANDBOX, {"restore_from": {"session_path": "a", "session_id": "S"}}, "session_id"),
+    (ToolName.CREATE_SANDBOX, {"restore_from": {"session_path": "a", "owner": "me"}}, "owner"),
+    (ToolName.PUSH_FILES, {**BOX, "files": []}, "at least 1"),
+    (ToolName.PUSH_FILES, BOX, "files"),
     (ToolName.EXEC, {"sandbox_id": "box"}, "command"),
     (ToolName.EXEC, {"command": "true"}, "sandbox_id"),
     (ToolName.EXEC, {**BOX, "command": ""}, "command"),
@@ -149,7 +163,8 @@ def test_an_unknown_tool_is_answered_with_those_that_exist() -> None:
     with pytest.raises(ToolFailure) as failure:
         tool_named("daytona_explode")
     assert failure.value.error.hint is not None
-    assert all(tool.value in failure.value.error.hint for tool in ToolName)
+    named = {tool for tool in ToolName if tool.value in failure.value.error.hint}
+    assert named == set(MODEL_TOOLS), "no model is told of tools that are not for it"
 
 
 @pytest.mark.parametrize("tool", ToolName)

@@ -169,6 +169,31 @@ async def early_and_interrupted_commands(stack: Stack) -> Session:
     return session
 
 
+async def kept_work(stack: Stack) -> Session:
+    """Sandboxes that are filled, pushed into, and saved before their deletion, a stopped and a lost one among them."""
+    session = await stack.open(on_end="download")
+    await session.files.write("data/in", b"1\n")
+    upload = [{"session_path": "data", "sandbox_path": "data"}, {"session_path": "none", "sandbox_path": "none"}]
+    box = await creates(session, sandbox_id="box", upload_files=upload)
+    await exec_ok(session, box, "cat data/in >work")
+    await session.push_files(box, [("data/in", "more")])
+    await call_ok(session, "daytona_manage_sandbox", {"sandbox_id": box, "action": "delete"})
+    restore: dict[str, Any] = {"session_path": "/workspaces/box-g1.tar.zst"}
+    await creates(session, sandbox_id="again", restore_from=restore)
+    await call_ok(session, "daytona_manage_sandbox", {"sandbox_id": "again", "action": "stop"})
+    await creates(session, sandbox_id="lost")
+    [held] = [held for held in await stack.provider_sandboxes(session) if held.labels["sandhold-sandbox"] == "lost"]
+    await held.delete()
+    await error_of_call(session, "daytona_exec", {"sandbox_id": "lost", "command": "true"})
+    await stack.faults.add(path=r"/toolbox/[^/]+/files/.*upload.*", effect="delay", seconds=3.0)
+    filled = session.call("daytona_create_sandbox", {"sandbox_id": "late", "upload_files": upload[:1]})
+    creating = asyncio.create_task(filled)
+    await asyncio.sleep(2.0)
+    await session.end()
+    await creating
+    return session
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -181,5 +206,6 @@ SCENARIOS: dict[str, Scenario] = {
         downloads,
         unsure_commands,
         early_and_interrupted_commands,
+        kept_work,
     )
 }

@@ -76,6 +76,15 @@ async def test_files_are_listed_in_order_from_any_place(files: FileStore) -> Non
     assert await paths(files, "nothing") == await paths(files, "a") == []
 
 
+async def test_a_listing_of_many_pages_misses_none(storage: SessionStorage, files: FileStore) -> None:
+    names = [f"files/{number:04}" for number in range(1010)]
+    for start in range(0, len(names), 50):
+        await asyncio.gather(*(storage.objects.put(SESSION, name, b"") for name in names[start : start + 50]))
+    assert [f"files/{each}" for each in await paths(files)] == names
+    assert await files.delete_folder() == len(names)
+    assert await paths(files) == []
+
+
 async def test_what_is_not_there_is_a_typed_error(files: FileStore) -> None:
     await files.write("folder/file", b"1", PLENTY)
     for path in ("nothing", "folder", "folder/file/deeper"):

@@ -27,7 +27,7 @@ from sandhold.contracts.steps import (
 from sandhold.contracts.tools import CreateSandboxArguments
 from sandhold.temporal import DATA_CONVERTER
 from tests.stack import Stack
-from tests.workflows.calls import call_ok, creates, error_of_call
+from tests.workflows.calls import call_ok, creates
 from tests.workflows.commands import rows
 from tests.workflows.waiting import eventually
 from workflows.commands import RECORDS_LIMIT
@@ -63,6 +63,7 @@ def place(number: int) -> CommandPlace:
         cancelled="cancelled",
         stored=StoredOutput(stdout_bytes=2**40, stderr_bytes=2**40),
         unsure=True,
+        cap_bytes=2**40,
     )
 
 
@@ -184,15 +185,23 @@ async def test_a_command_beyond_the_limit_is_refused_and_the_others_go_on(stack:
         return (await stack.status(session, box)).running_calls
 
     await eventually(running, lambda count: count == COMMANDS_LIMIT, "the commands")
-    error = await error_of_call(session, "daytona_exec", {"sandbox_id": box, "command": "true"})
-    assert (error.code, error.retryable, error.ambiguous) == (ErrorCode.QUOTA_EXCEEDED, True, False)
-    assert "daytona_command" in (error.hint or "")
+    touch = {"sandbox_id": box, "command": "touch ran"}
+    for call_id, wait in (("updated", True), ("submitted", False)):
+        refused = await session.call("daytona_exec", touch, call_id=call_id, wait=wait)
+        error = refused.error
+        assert error is not None
+        assert (error.code, error.retryable, error.ambiguous) == (ErrorCode.QUOTA_EXCEEDED, True, False)
+        assert "daytona_command" in (error.hint or "")
     await submit(7)  # A call that is known is not another command.
     listed = await rows(session, box)
     assert {row.call_id for row in listed} == {f"c-{number}" for number in range(COMMANDS_LIMIT)}
-    cancel = {"sandbox_id": box, "action": "cancel", "call_id": "c-0"}
-    await call_ok(session, "daytona_command", cancel)
-    late = await session.call("daytona_exec", {"sandbox_id": box, "command": "true"}, wait=False)
-    assert late.status == "running", "there is room again"
+    for number in range(3):
+        cancel = {"sandbox_id": box, "action": "cancel", "call_id": f"c-{number}"}
+        await call_ok(session, "daytona_command", cancel)
+    updated = asyncio.create_task(session.call("daytona_exec", touch, call_id="updated"))
+    for call_id in ("submitted", "late"):
+        again = await session.call("daytona_exec", touch, call_id=call_id, wait=False)
+        assert again.status == "running", f"there is room again for {call_id}"
     await stack.faults.clear()
+    assert (await updated).ok
     await session.end()

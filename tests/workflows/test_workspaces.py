@@ -160,9 +160,11 @@ async def test_killed_workers_and_cut_connections_leave_a_whole_archive_or_none(
                 f"head -c {64 * MIB} /dev/urandom >large; echo one >small; sha256sum <large",
                 output="full",
             )
-            for number in range(0, 40, 4):
-                await stack.faults.add(**DOWNLOAD, effect="reset_during", skip=number, times=1)
-                await stack.faults.add(**EXECUTE, effect="reset_during", skip=4 * number + 2, times=1)
+            for number in range(24):
+                # Slow enough that no attempt is over before its worker is killed.
+                fault = {"effect": "reset_during"} if number % 4 == 0 else {"effect": "delay", "seconds": 0.7}
+                await stack.faults.add(**DOWNLOAD, **fault, skip=number, times=1)
+                await stack.faults.add(**EXECUTE, effect="reset_during", skip=10 * number + 2, times=1)
             calling = asyncio.create_task(session.call(TOOL, {"sandbox_id": box, "format": "archive"}, "save"))
             await asyncio.sleep(1.0 + luck.random())
         for _ in range(2):

@@ -60,21 +60,32 @@ def test_patterns_that_may_match_anywhere_are_no_operands() -> None:
 
 def test_a_pattern_that_brings_something_back_keeps_tar_from_leaving_anything_out() -> None:
     assert "node_modules" in Selection("/w").names_for_tar()
-    assert Selection("/w", (), ["!.git"]).names_for_tar() == []
+    assert Selection("/w", (), ["*.log", "!.git"]).names_for_tar() == []
+
+
+def test_a_default_that_is_brought_back_first_leaves_the_others_to_tar() -> None:
+    selection = Selection("/w", (), ["!.git", "!.hg", "*.log"])
+    assert {"node_modules", "venv"} <= set(selection.names_for_tar())
+    assert not {".git", ".hg"} & set(selection.names_for_tar())
+    assert selection.takes(b".git/config", is_directory=False)
+    assert not selection.takes(b"node_modules/x", is_directory=False)
+    assert not selection.takes(b".git/x.log", is_directory=False)
+    assert not Selection("/w", (), ["!.git", ".git"]).takes(b".git/config", is_directory=False)
 
 
 @pytest.mark.parametrize(
     ("root", "never", "taken"),
     [
         ("/", ["proc", "sys", "dev", "tmp/.sandhold", "home/daytona/.sandhold"], ["home/proc", "etc/dev"]),
-        ("/home", ["daytona/.sandhold"], [".sandhold", "proc", "other/.sandhold"]),
-        ("/home/daytona", [".sandhold"], ["project/.sandhold", "dev"]),
-        ("/home/daytona/project", [], [".sandhold", "proc"]),
+        ("/home", ["daytona/.sandhold"], ["proc", "other/.sandhold"]),
+        ("/home/daytona", [], ["project/.sandhold", "dev"]),
+        ("/home/daytona/project", [], ["proc"]),
         ("/proc", [], ["1"]),
     ],
 )
 def test_what_is_no_work_of_anybodys_is_never_taken(root: str, never: list[str], taken: list[str]) -> None:
     selection = Selection(root, (), ["!*"])
+    never = [".sandhold", *never]
     assert selection.paths_for_tar() == sorted(never)
     for path in never:
         assert not selection.takes(f"{path}/x".encode(), is_directory=False)
