@@ -244,18 +244,22 @@ async def _print_output(command: Command, *, follow: bool = True) -> None:
 async def _feed(command: Command) -> None:
     """Pass our standard input on to its end, or until the command reads no more.
 
-    Attached again with the same input, nothing of it is written twice and nothing is left out.
+    Attached again with the same input, nothing of it is written twice and nothing is left out. Raises ToolFailure when
+    a command that goes on cannot get the rest of it.
     """
     from sandhold.contracts.errors import ErrorCode, ToolFailure
 
     try:
         await command.feed(lambda limit: streams.read(sys.stdin, limit))
     except ToolFailure as failure:
-        # A conflict: the command has ended. Input to a command that is over is lost at hand as well.
-        if failure.error.code is ErrorCode.CALL_ID_CONFLICT:
-            output.note("this command's input was written before, and differently; none is passed on any more")
-        elif failure.error.code is not ErrorCode.CONFLICT:
-            output.note(f"input is not passed on any more: {failure}")
+        # Input to a command that is over is lost at hand as well.
+        if failure.error.code is ErrorCode.CONFLICT:
+            return
+        if (await command.state()).status == "running":
+            # Whoever followed it now would perhaps wait for ever, as the command does for its input.
+            output.note("the command goes on, and the end of its input has not come")
+            raise
+        output.note(f"input was not passed on: {failure}")
 
 
 def _has_room_for_input(call_id: str) -> bool:

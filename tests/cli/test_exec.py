@@ -234,13 +234,35 @@ async def test_input_from_a_pipe_is_passed_on_whole_by_whoever_attaches_again(
         await asyncio.sleep(0.08 if number % 3 else 0)
     assert await first.line(first.out) == "line 0\n"
     first.process.send_signal(signal.SIGTERM)
+    assert await first.process.wait() == 143
     first.stdin.close()
-    assert (await first.finished()).code == 143
     again = await Live.exec(session, *call, env=env)
     out, _ = await again.process.communicate(b"".join(lines))
     assert (again.process.returncode, out) == (0, b"".join(lines) + b"end\n")
     kept = (await session.exec("box", "sha256sum <got", output="normal")).stdout.split()[0]
     assert kept == hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+async def test_a_command_that_cannot_get_the_rest_of_its_input_is_left_with_an_error(
+    session: Session, env: Mapping[str, str]
+) -> None:
+    call = ("--stdin", "--call-id", "cut-off", "--", "cat; echo end")
+    first = await Live.exec(session, *call, env=env)
+    first.stdin.write(b"one\n")
+    assert await first.line(first.out) == "one\n"
+    first.process.send_signal(signal.SIGTERM)
+    assert await first.process.wait() == 143
+    other = await Live.exec(session, *call, env=env)
+    out, err = await other.process.communicate(b"two, and more than one\n")
+    assert (other.process.returncode, out) == (1, b"one\n")
+    assert b"the command goes on" in err
+    assert b"written before, and differently" in err
+    again = await Live.exec(session, *call, env=env)
+    out, _ = await again.process.communicate(b"one\nmore\n")
+    assert (again.process.returncode, out) == (0, b"one\nmore\nend\n")
+    ended = await Live.exec(session, *call, env=env)
+    out, err = await ended.process.communicate(b"")
+    assert (ended.process.returncode, out) == (0, b"one\nmore\nend\n")
 
 
 async def test_a_conversation_over_standard_input(session: Session, env: Mapping[str, str]) -> None:
