@@ -253,8 +253,8 @@ async def test_a_command_that_cannot_get_the_rest_of_its_input_is_left_with_an_e
     first.process.send_signal(signal.SIGTERM)
     assert await first.process.wait() == 143
     other = await Live.exec(session, *call, env=env)
-    out, err = await other.process.communicate(b"two, and more than one\n")
-    assert (other.process.returncode, out) == (1, b"one\n")
+    _, err = await other.process.communicate(b"two, and more than one\n")
+    assert other.process.returncode == 1
     assert b"the command goes on" in err
     assert b"written before, and differently" in err
     again = await Live.exec(session, *call, env=env)
