@@ -63,18 +63,28 @@ class StandardInput:
                 cut = await self._cut_at(offset)
                 data = await self._source.exactly(cut.bytes)
                 if len(data) < cut.bytes or (cut.last and not await self._source.at_end()):
-                    raise ToolFailure(
-                        ErrorCode.CALL_ID_CONFLICT,
-                        f"the input of command {self._command.call_id!r} was written before, and differently",
-                        hint="Pass the same input on again, or run the command under a new call id.",
-                    )
-                writer = _writer(self._command.call_id, offset)
-                await self._command.write(data, close=cut.last, call_id=writer)
+                    raise self._written_differently()
+                await self._write(data, offset, last=cut.last)
                 if cut.last:
                     return
                 offset += cut.bytes
         finally:
             self._source.leave()
+
+    async def _write(self, data: bytes, offset: int, *, last: bool) -> None:
+        try:
+            await self._command.write(data, close=last, call_id=_writer(self._command.call_id, offset))
+        except ToolFailure as failure:
+            if failure.error.code is not ErrorCode.CALL_ID_CONFLICT:
+                raise
+            raise self._written_differently() from failure
+
+    def _written_differently(self) -> ToolFailure:
+        return ToolFailure(
+            ErrorCode.CALL_ID_CONFLICT,
+            f"the input of command {self._command.call_id!r} was written before, and differently",
+            hint="Pass the same input on again, or run the command under a new call id.",
+        )
 
     async def _cut_at(self, offset: int) -> Cut:
         """The piece that begins at `offset`: as it was recorded, else as the input comes, which is then on record."""
