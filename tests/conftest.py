@@ -1,10 +1,15 @@
-"""Fixtures of the whole suite: one Temporal server, one local Daytona and one pair of workers for all tests."""
+"""Fixtures of the whole suite: one Temporal server, one local Daytona and one pair of workers for all tests.
+
+Tests of what lies in session storage are marked with `storage("folder", "s3")`: they run on a local folder and on an
+S3-compatible server, with a second pair of workers. The mark of a test comes before that of its module: one that takes
+long and shows nothing of storage runs on a folder only.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,10 +18,21 @@ from temporalio.testing import WorkflowEnvironment
 
 from sandhold.client import SandholdError, Session
 from tests.local_daytona_server import LocalDaytona, running_local_daytona
+from tests.s3_server import S3Server, running_s3_server
 from tests.stack import Stack, histories, replayer, running_stack, running_temporal
 
 LEFT_OPEN_S = 5.0
 """How long the sessions that a test left open may take to end before the next test begins."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "storage(*kinds): the kinds of session storage to run on, `folder` and `s3`")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("storage")
+    if mark is not None and "storage_kind" in metafunc.fixturenames:
+        metafunc.parametrize("storage_kind", mark.args, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -75,15 +91,69 @@ async def shared_stack(
         opened += stack.opened
 
 
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3-compatible server; while it is there, this process and those that it starts know the way to it."""
+    with (
+        running_s3_server(tmp_path_factory.mktemp("s3") / "log") as server,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        for name, value in server.environment.items():
+            environment.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def s3_stack(
+    temporal: WorkflowEnvironment,
+    stack_daytona: LocalDaytona,
+    tmp_path_factory: pytest.TempPathFactory,
+    opened: list[Session],
+    s3_server: S3Server,
+) -> AsyncIterator[Stack]:
+    """The shared stack's twin: other workers, whose session storage is a bucket."""
+    async with running_stack(
+        temporal.client,
+        stack_daytona,
+        tmp_path_factory.mktemp("data"),
+        task_queue="sandhold-s3-tests",
+        storage_url=s3_server.new_place(),
+    ) as stack:
+        yield stack
+        opened += stack.opened
+
+
+@pytest.fixture(scope="module")
+def storage_kind(request: pytest.FixtureRequest) -> str:
+    """`folder`, or what the test is marked with."""
+    return str(getattr(request, "param", "folder"))
+
+
 @pytest.fixture
-async def stack(shared_stack: Stack) -> AsyncIterator[Stack]:
+def storage_url(request: pytest.FixtureRequest, storage_kind: str, tmp_path: Path) -> str:
+    """Where the test may have a session storage of its own."""
+    if storage_kind == "folder":
+        return (tmp_path / "storage").as_uri()
+    server: S3Server = request.getfixturevalue("s3_server")
+    return server.new_place()
+
+
+@pytest.fixture(scope="module")
+def module_stack(request: pytest.FixtureRequest, storage_kind: str) -> Stack:
+    """The stack with the kind of session storage that the test is marked with; whatever the tests before left."""
+    stack: Stack = request.getfixturevalue({"folder": "shared_stack", "s3": "s3_stack"}[storage_kind])
+    return stack
+
+
+@pytest.fixture
+async def stack(module_stack: Stack) -> AsyncIterator[Stack]:
     """The stack without faults; sessions that the test opened and left open are ended after it."""
-    await shared_stack.faults.clear()
-    await shared_stack.faults.forget_requests()
-    opened_before = len(shared_stack.opened)
-    yield shared_stack
-    await shared_stack.faults.clear()
-    await asyncio.gather(*(_end(session) for session in shared_stack.opened[opened_before:]))
+    await module_stack.faults.clear()
+    await module_stack.faults.forget_requests()
+    opened_before = len(module_stack.opened)
+    yield module_stack
+    await module_stack.faults.clear()
+    await asyncio.gather(*(_end(session) for session in module_stack.opened[opened_before:]))
 
 
 async def _end(session: Session) -> None:

@@ -28,15 +28,20 @@ class S3Server:
         """What a client's environment must hold."""
         return {**ENVIRONMENT, "AWS_ENDPOINT_URL": self.endpoint}
 
+    def new_place(self) -> str:
+        """The URL of a session storage in a new bucket, where it is not alone."""
+        return f"s3://{self.new_bucket()}/some/prefix"
+
     def new_bucket(self) -> str:
         """The name of a new empty bucket."""
         name = f"bucket-{next(_numbers)}"
         self._ask(f"/{name}", method="PUT")
         return name
 
-    def unfinished_uploads(self, bucket: str) -> int:
-        """How many uploads in parts have begun and were neither completed nor given up."""
-        return self._ask(f"/{bucket}?uploads").count("<Upload>")
+    def unfinished_uploads(self, bucket: str, below: str = "") -> int:
+        """How many uploads in parts (below a folder) have begun and were neither completed nor given up."""
+        keys = re.findall(r"<Key>(.*?)</Key>", self._ask(f"/{bucket}?uploads"))
+        return sum(f"/{below}" in key for key in keys)
 
     def _ask(self, path: str, method: str = "GET") -> str:
         request = urllib.request.Request(self.endpoint + path, method=method)

@@ -128,13 +128,20 @@ def query_of(labels: dict[str, str]) -> Any:
 
 @contextlib.asynccontextmanager
 async def running_stack(
-    temporal: Client, daytona: LocalDaytona, data_dir: Path, *, task_queue: str, workers: bool = True
+    temporal: Client,
+    daytona: LocalDaytona,
+    data_dir: Path,
+    *,
+    task_queue: str,
+    storage_url: str | None = None,
+    workers: bool = True,
 ) -> AsyncIterator[Stack]:
-    """A stack with workers in this process, or without any."""
+    """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given."""
     settings = Settings(
         data_dir=data_dir,
         temporal_address=temporal.service_client.config.target_host,
         task_queue=task_queue,
+        storage_url=storage_url,
         daytona_api_url=daytona.url,
         daytona_api_key=SecretStr(daytona.api_key),
         absence_confirm_s=ABSENCE_CONFIRM_S,

@@ -101,7 +101,9 @@ fi
 
 if [ "$SANDHOLD_APPEND" = 0 ]; then
     # The new content replaces the old in one step: nobody ever sees half of it.
-    temporary=$folder/.sandhold-$$-$SANDHOLD_CALL
+    # Named from inside the folder: a path as long as Linux takes leaves no room for a longer name beside the file's.
+    why=$(cd -P "${folder:-/}" 2>&1) && cd -P "${folder:-/}" || fail "$why"
+    temporary=.sandhold-$$-$SANDHOLD_CALL
     why=$({ content >"$temporary"; } 2>&1) || fail "$(reason $? "$why")"
     [ "$(size_of "$temporary")" -eq "$SANDHOLD_SIZE" ] || answer 'damaged 0 -' ''
     mode=$SANDHOLD_MODE

@@ -22,8 +22,9 @@ case $target in */) refuse 'Is a directory' ;; esac
 [ ! -e "$target" ] || [ -f "$target" ] || refuse 'not a regular file'
 [ ! -e "$target" ] || [ -w "$target" ] || refuse 'Permission denied'
 folder=${target%/*}
-mkdir -p "${folder:-/}" || exit 1
-temporary=$folder/.sandhold-$SANDHOLD_NAME
+# Named from inside the folder: a path as long as Linux takes leaves no room for a longer name beside the file's.
+mkdir -p "${folder:-/}" && cd -P "${folder:-/}" || exit 1
+temporary=.sandhold-$SANDHOLD_NAME
 trap 'rm -f "$temporary"' EXIT
 trap 'exit 143' HUP INT TERM
 rm -f "$temporary"

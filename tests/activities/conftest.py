@@ -14,6 +14,7 @@ from sandhold.storage import SessionStorage
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona, running_local_daytona
+from tests.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +37,25 @@ async def any_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
             await provider.close()
 
 
+@pytest.fixture(scope="session")
+def s3_provider(any_provider: ProviderUnderTest, s3_server: S3Server) -> ProviderUnderTest:
+    """The same provider with a bucket as its session storage."""
+    return any_provider.with_storage(SessionStorage.open(s3_server.new_place()))
+
+
+@pytest.fixture(scope="module")
+def module_provider(request: pytest.FixtureRequest, storage_kind: str) -> ProviderUnderTest:
+    """The provider with the kind of session storage that the test is marked with."""
+    provider: ProviderUnderTest = request.getfixturevalue({"folder": "any_provider", "s3": "s3_provider"}[storage_kind])
+    return provider
+
+
 @pytest.fixture
-async def provider(any_provider: ProviderUnderTest) -> AsyncIterator[ProviderUnderTest]:
+async def provider(module_provider: ProviderUnderTest) -> AsyncIterator[ProviderUnderTest]:
     """The provider, without faults. Tests with this fixture alone run against a real account as well."""
-    await _mend(any_provider)
-    yield any_provider
-    await _mend(any_provider)
+    await _mend(module_provider)
+    yield module_provider
+    await _mend(module_provider)
 
 
 @pytest.fixture

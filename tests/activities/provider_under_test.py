@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import os
@@ -45,6 +46,13 @@ class ProviderUnderTest:
         self.access = ProviderAccess(self.pool, self.settings, self.deployment)
         self.lifecycle = LifecycleActivities(self.access, self.settings)
         self.files = FileActivities(self.access, self.storage)
+
+    def with_storage(self, storage: SessionStorage) -> ProviderUnderTest:
+        """The same provider and sandboxes with another session storage."""
+        other = copy.copy(self)
+        other.storage = storage
+        other.files = FileActivities(self.access, storage)
+        return other
 
     async def client(self) -> AsyncDaytona:
         """The official client, to look and to meddle behind our back."""

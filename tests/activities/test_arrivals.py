@@ -88,6 +88,16 @@ async def test_a_file_that_broke_off_leaves_the_old_one(arrivals: Arrivals, mach
     assert target.read_bytes() == b"old"
 
 
+async def test_a_file_arrives_under_a_path_as_long_as_linux_takes(arrivals: Arrivals, machine: Machine) -> None:
+    folder = machine.home.joinpath(*["d" * 200] * ((4000 - len(str(machine.home))) // 201))
+    target = folder / ("e" * (4095 - len(str(folder)) - 3)) / "f"
+    assert len(str(target)) == 4095
+    for data in (b"one", b"another"):
+        await place(arrivals, target, data)
+        assert target.read_bytes() == data
+    assert [each.name for each in target.parent.iterdir()] == ["f"]
+
+
 async def test_what_cannot_be_placed_says_why(arrivals: Arrivals, machine: Machine) -> None:
     (machine.home / "folder").mkdir()
     (machine.home / "file").write_bytes(b"")
@@ -135,6 +145,7 @@ async def test_a_pipe_is_not_replaced_and_a_part_is_no_file(arrivals: Arrivals, 
     assert sorted(each.name for each in machine.home.iterdir()) == [".sandhold", "pipe"]
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_workspace_goes_out_of_one_sandbox_and_into_another(
     provider: ProviderUnderTest, shared_sandbox: SandboxRef
 ) -> None:

@@ -26,6 +26,7 @@ def code_of(outcome: CallOutcome) -> ErrorCode:
     return outcome.error.code
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_output_is_read_from_offset_to_offset_to_its_end(commands: Commands) -> None:
     place = await commands.leave("seq 20000; echo err >&2; sleep 0.5; echo end; exit 5", background=True)
     text, stderr, at, err_at = "", "", 0, 0
@@ -69,6 +70,7 @@ async def test_what_the_workflow_knows_of_the_end_is_told(commands: Commands) ->
     assert (told.status, told.exit_code, told.stdout) == ("completed", 3, "out\n")
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_output_is_read_from_storage_once_the_sandbox_has_none_of_it(provider: ProviderUnderTest) -> None:
     commands = Commands(provider, await provider.created())
     place = await commands.leave("seq 30000; sleep 0.3", background=True)

@@ -285,6 +285,7 @@ async def test_arguments_that_do_not_fit_are_an_outcome(commands: Commands, argu
     assert progress.outcome.error.code is ErrorCode.INVALID_ARGUMENTS
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_script_of_a_megabyte_comes_by_reference_and_runs(commands: Commands) -> None:
     script = "n=0\n" + "n=$((n + 1)) # padding\n" * 40_000 + "echo $n"
     call_id = new_call_id()
@@ -306,6 +307,7 @@ async def test_fault_8_bytes_that_are_no_text_are_counted_and_do_not_break_the_a
     assert (result.stderr, result.stderr_bytes) == ("\ufffd\ufffd", 2)
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_fault_7_much_output_is_cut_counted_and_kept_out_of_the_message(commands: Commands) -> None:
     """50 MB are not returned whole with `truncated=false`, and none of it is thrown away."""
     place = await commands.leave("seq 6000000; echo oops >&2; exit 1", output="full", limit_s=30.0)
@@ -326,6 +328,7 @@ async def test_fault_7_much_output_is_cut_counted_and_kept_out_of_the_message(co
     assert await commands.stored(place.call_id, "stderr") == b"oops\n"
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_output_that_was_seen_whole_is_stored_without_a_follower(commands: Commands) -> None:
     result = await commands.run("seq 5000; seq 300 >&2")
     assert result.truncated
@@ -334,6 +337,7 @@ async def test_output_that_was_seen_whole_is_stored_without_a_follower(commands:
     assert await commands.stored(result.call_id, "stderr") == b"".join(b"%d\n" % n for n in range(1, 301))
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_output_that_is_all_in_the_answer_costs_no_storage(commands: Commands) -> None:
     result = await commands.run("echo hi")
     assert (result.truncated, result.output_files) == (False, None)

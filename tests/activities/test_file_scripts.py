@@ -279,6 +279,17 @@ def test_what_cannot_be_written_says_why_and_leaves_the_old_file(shell: list[str
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("append", [False, True])
+def test_a_file_is_written_under_a_path_as_long_as_linux_takes(shell: list[str], tmp_path: Path, append: bool) -> None:
+    folder = f"{tmp_path}/" + "d" * 200
+    folder += ("/" + "d" * 200) * ((4095 - len(folder) - 3) // 201 - 1)
+    path = f"{folder}/{'e' * (4095 - len(folder) - 3)}/f"
+    assert len(path) == 4095
+    assert write(shell, tmp_path, path, b"one", append=append, call="c" * 128).size == 3
+    assert read(shell, Path(path)).data() == b"one"
+    assert os.listdir(os.path.dirname(path)) == ["f"]
+
+
 def test_a_killed_program_gives_no_answer() -> None:
     for output in ("", "Killed\n", "\nsandhold-file whole 10 0 base64\nAAAA"):
         with pytest.raises(BrokenAnswer):

@@ -107,6 +107,7 @@ async def test_hostile_names_are_names(files: Files, name: str) -> None:
     assert (await result_of(files, await files.read(f"names/{name}")))["content"] == name
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_large_file_goes_both_ways_by_reference_and_in_windows(files: Files) -> None:
     lines = [f"{number:07d} {'x' * 90}\n" for number in range(50_000)]
     text = "".join(lines)
@@ -131,6 +132,7 @@ async def test_a_large_file_goes_both_ways_by_reference_and_in_windows(files: Fi
     assert await files.sh(f"ls -A .sandhold/calls/{call_folder(step.call_id)}") == "lock\nwritten\n"
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_result_is_inline_stored_or_both_by_its_size(files: Files) -> None:
     for size, is_inline, is_stored in (
         (LEDGER_RESULT_LIMIT_BYTES // 2, True, False),

@@ -55,6 +55,7 @@ async def crash(follower: asyncio.Task[FollowCommandsResult]) -> None:
     await asyncio.wait([follower])
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_output_is_in_storage_while_the_command_runs(commands: Commands) -> None:
     place = await commands.leave("echo one; echo err >&2; sleep 2; echo two; sleep 60", background=True)
     follower = following(commands, [place])
@@ -70,6 +71,7 @@ async def test_output_is_in_storage_while_the_command_runs(commands: Commands) -
     assert result.output_files.stdout == f"calls/{place.call_id}/stdout"
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_quiet_command_costs_nothing_in_storage(commands: Commands) -> None:
     place = await commands.leave("sleep 1.5", background=True)
     result = await commands.follow_to_the_end(place)
@@ -80,6 +82,7 @@ async def test_a_quiet_command_costs_nothing_in_storage(commands: Commands) -> N
     assert names == []
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_follower_that_crashed_leaves_a_whole_stream_to_the_next(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +123,7 @@ async def test_a_follower_that_crashed_leaves_a_whole_stream_to_the_next(
     assert offsets == [n * SEGMENT_BYTES for n in range(12)]
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_retry_goes_on_from_the_heartbeats_of_the_attempt_before(commands: Commands) -> None:
     size = 2 * SEGMENT_BYTES + 10
     place = await commands.leave(f"head -c {size} /dev/zero; sleep 60", background=True)
@@ -139,6 +143,7 @@ async def test_a_retry_goes_on_from_the_heartbeats_of_the_attempt_before(command
     assert names == [f"{2 * SEGMENT_BYTES:020d}"]
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_follower_that_takes_over_asks_only_for_what_is_not_in_storage(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +209,7 @@ async def test_a_command_that_is_over_is_not_ended_for_its_deadline(
     assert (again.status, again.exit_code, again.duration_ms) == ("completed", 3, result.duration_ms)
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_follower_returns_after_much_output_so_that_it_is_on_record(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +246,7 @@ async def test_fault_9_no_fault_on_the_way_tears_the_output(commands: Commands, 
     assert await commands.stored(place.call_id) == expected
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_many_commands_share_a_follower_and_keep_their_output_apart(commands: Commands) -> None:
     async def begin(number: int) -> CommandPlace:
         return await commands.leave(f"head -c 1500000 /dev/zero | tr '\\0' {number}; sleep 0.{number}", background=True)
@@ -281,6 +288,7 @@ async def test_what_a_left_behind_process_writes_is_not_waited_for(commands: Com
     await commands.sh("pkill -f 'echo mor[e]' || true")
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_much_output_is_stored_whole_in_little_memory(provider: ProviderUnderTest) -> None:
     commands = Commands(provider, await provider.created(size="large"))
     call_id = new_call_id()

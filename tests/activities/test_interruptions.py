@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +18,15 @@ from sandhold.contracts.tools import ExecResult
 from sandhold.storage import SegmentWriter, SessionStorage, Stream
 from sandhold.storage.segments import SEGMENT_BYTES
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 REF = SandboxRef(session_id=f"s-{os.getpid()}", sandbox_id="box", owner="me", generation=1)
 _numbers = itertools.count(1)
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> SessionStorage:
-    return SessionStorage.open(tmp_path.as_uri())
+def storage(storage_url: str) -> SessionStorage:
+    return SessionStorage.open(storage_url)
 
 
 def place(**changes: Any) -> CommandPlace:

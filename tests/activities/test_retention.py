@@ -6,7 +6,6 @@ import dataclasses
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from temporalio.client import Client
@@ -23,13 +22,15 @@ from sandhold.storage.remains import EndMark, Remains
 from tests.stack import Stack
 from tests.workflows.waiting import eventually
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 OLD = timedelta(days=400)
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> SessionStorage:
+def storage(storage_url: str) -> SessionStorage:
     """A storage of its own: that of the stack is full of other tests' sessions."""
-    return SessionStorage.open((tmp_path / "storage").as_uri())
+    return SessionStorage.open(storage_url)
 
 
 async def clean(

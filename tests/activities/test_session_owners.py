@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from temporalio.testing import WorkflowEnvironment
@@ -17,10 +16,12 @@ from sandhold.contracts.sessions import SessionStart
 from sandhold.storage import SessionStorage
 from sandhold.storage.remains import EndMark, Remains
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 
 @pytest.fixture
-def storage(tmp_path: Path) -> SessionStorage:
-    return SessionStorage.open(tmp_path.as_uri())
+def storage(storage_url: str) -> SessionStorage:
+    return SessionStorage.open(storage_url)
 
 
 @pytest.fixture

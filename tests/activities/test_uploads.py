@@ -30,6 +30,8 @@ from sandhold.storage import Quota
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 MIB = 1024 * 1024
 QUOTA = Quota(5 * 1024 * MIB, 1024 * MIB)
 
@@ -281,6 +283,7 @@ async def test_what_is_no_archive_is_an_error(place: Place, content: bytes) -> N
     assert missing.error.code is ErrorCode.PATH_NOT_FOUND
 
 
+@pytest.mark.storage("folder")
 async def test_files_with_holes_are_restored_as_readers_see_them(place: Place) -> None:
     await place.sh(
         f"mkdir {place.name}; truncate -s 300M {place.name}/holes; printf end >>{place.name}/holes\n"
@@ -313,6 +316,7 @@ async def test_nothing_of_a_hostile_archive_leaves_the_workspace(place: Place) -
 
 
 async def test_a_workspace_comes_back_as_it_was_saved(place: Place) -> None:
+    place.ref = await place.provider.created()  # with nothing else in its workspace
     saving = WorkspaceActivities(place.provider.access, place.provider.storage)
     await place.sh(
         "mkdir -p .git node_modules empty; echo ref >.git/HEAD; echo big >node_modules/x; ln -s /etc/passwd out\n"

@@ -1,4 +1,4 @@
-"""`daytona_download_workspace` from a real sandbox into real session storage."""
+"""`daytona_download_workspace` from a real sandbox into real session storage: a folder, and a bucket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import tarfile
 import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +22,10 @@ from sandhold.contracts.errors import ErrorCode, SandboxSignal
 from sandhold.contracts.names import WORKSPACE_PATH
 from sandhold.contracts.steps import DownloadStep, SandboxRef
 from sandhold.contracts.workspaces import DownloadWorkspaceResult
-from sandhold.storage import SessionStorage
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
-from tests.s3_server import running_s3_server
+
+pytestmark = pytest.mark.storage("folder", "s3")
 
 MIB = 1024 * 1024
 DOWNLOAD = {"method": "POST", "route": "/toolbox/{sandbox_id}/files/bulk-download"}
@@ -39,12 +38,10 @@ class Workspace:
     provider: ProviderUnderTest
     ref: SandboxRef
     name: str = field(default_factory=lambda: f"w-{uuid.uuid4().hex[:12]}")
-    storage: SessionStorage | None = None
 
     def __post_init__(self) -> None:
-        storage = self.storage or self.provider.storage
-        self.activities = WorkspaceActivities(self.provider.access, storage)
-        self.files = storage.files(self.ref.session_id)
+        self.activities = WorkspaceActivities(self.provider.access, self.provider.storage)
+        self.files = self.provider.storage.files(self.ref.session_id)
         self.path = f"{WORKSPACE_PATH}/{self.name}"
 
     async def make(self, script: str) -> None:
@@ -191,10 +188,15 @@ file("f" * (left - 1), b"deep")
 
 
 @pytest.fixture(scope="session")
-async def hostile(any_provider: ProviderUnderTest, shared_sandbox: SandboxRef) -> Workspace:
+async def hostile_directory(any_provider: ProviderUnderTest, shared_sandbox: SandboxRef) -> str:
     workspace = Workspace(any_provider, shared_sandbox)
     await workspace.make(f"cat >make.py <<'END'\n{HOSTILE}\nEND\npython3 make.py && rm make.py")
-    return workspace
+    return workspace.name
+
+
+@pytest.fixture
+def hostile(provider: ProviderUnderTest, shared_sandbox: SandboxRef, hostile_directory: str) -> Workspace:
+    return Workspace(provider, shared_sandbox, hostile_directory)
 
 
 async def test_an_archive_of_a_hostile_tree_holds_what_is_safe_and_names_the_rest(hostile: Workspace) -> None:
@@ -293,6 +295,7 @@ async def test_an_archive_that_holds_anything_seldom_is_written_anew(
     assert result.files_downloaded == len(members) - 1
 
 
+@pytest.mark.storage("folder")
 async def test_what_no_one_needs_is_left_out_and_patterns_say_what_else(workspace: Workspace) -> None:
     await workspace.make(
         "for d in .git node_modules src/node_modules .venv __pycache__ src/build docs; do\n"
@@ -373,6 +376,7 @@ async def held_up(
     return await calling
 
 
+@pytest.mark.storage("folder")
 @pytest.mark.parametrize("change", ["truncate -s 5M large", "echo more >>large", "head -c 9M /dev/urandom >large"])
 async def test_a_file_that_changes_while_it_is_read_is_kept_and_named(
     workspace: Workspace, faults: FaultPlan, monkeypatch: pytest.MonkeyPatch, change: str
@@ -385,6 +389,7 @@ async def test_a_file_that_changes_while_it_is_read_is_kept_and_named(
     assert (await workspace.archive(result))["large"].size == 30 * MIB
 
 
+@pytest.mark.storage("folder")
 async def test_a_file_that_vanishes_before_it_is_read_is_named(
     workspace: Workspace, faults: FaultPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,26 +435,15 @@ async def test_a_stopped_sandbox_says_that_it_has_to_be_started(provider: Provid
     await provider.delete(workspace.ref)
 
 
-async def test_a_bucket_gets_the_same(
-    provider: ProviderUnderTest, shared_sandbox: SandboxRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running_s3_server(tmp_path / "s3") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        storage = SessionStorage.open(f"s3://{server.new_bucket()}/some/prefix")
-        workspace = Workspace(provider, shared_sandbox, storage=storage)
-        await workspace.make("mkdir d; head -c 12M /dev/urandom >d/large; echo one >d/a; ln -s a d/link; : >none")
-        archive = await workspace.download(format="archive")
-        assert sorted(await workspace.archive(archive)) == ["d", "d/a", "d/large", "d/link", "none"]
-        for _ in range(2):  # into a free folder, and over what is there
-            files = await workspace.download()
-            stored = await workspace.stored()
-            assert (files.files_downloaded, sorted(stored)) == (3, ["d/a", "d/large", "none"])
-            assert len(stored["d/large"]) == 12 * MIB
-        assert (await workspace.outcome(format="archive", file_quota_bytes=MIB)).error is None
-        full = await workspace.outcome(format="archive", storage_quota_bytes=20 * MIB)
-        assert full.error is not None
-        assert full.error.code == ErrorCode.QUOTA_EXCEEDED
+async def test_what_is_stored_in_several_parts_is_whole_the_first_time_and_again(workspace: Workspace) -> None:
+    await workspace.make("mkdir d; head -c 12M /dev/urandom >d/large; echo one >d/a; ln -s a d/link; : >none")
+    archive = await workspace.download(format="archive")
+    assert sorted(await workspace.archive(archive)) == ["d", "d/a", "d/large", "d/link", "none"]
+    for _ in range(2):  # into a free folder, and over what is there
+        files = await workspace.download()
+        stored = await workspace.stored()
+        assert (files.files_downloaded, sorted(stored)) == (3, ["d/a", "d/large", "none"])
+        assert len(stored["d/large"]) == 12 * MIB
 
 
 async def test_nothing_is_left_in_the_sandbox(workspace: Workspace) -> None:
@@ -497,6 +491,7 @@ async def test_busybox_alone_saves_the_same(provider: ProviderUnderTest, bare_sa
     assert await provider.sh(bare_sandbox, "ls -A .sandhold/streams") == ""
 
 
+@pytest.mark.storage("folder")
 async def test_a_file_that_busyboxs_tar_gives_up_over_is_told(
     provider: ProviderUnderTest, bare_sandbox: SandboxRef, faults: FaultPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

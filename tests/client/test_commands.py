@@ -20,15 +20,17 @@ from sandhold.contracts.tools import OutputFiles
 from tests.stack import Stack
 from tests.workflows.waiting import eventually
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 ANY_BYTES = r"printf 'a\000b\377\033[31mred\r\n'; printf '\200err\000' >&2"
 ANY_OUT, ANY_ERR = b"a\0b\xff\x1b[31mred\r\n", b"\x80err\0"
 FOR_EVER = "echo begun; sleep 4321"
 
 
 @pytest.fixture(scope="module")
-async def session(shared_stack: Stack) -> AsyncIterator[Session]:
+async def session(module_stack: Stack) -> AsyncIterator[Session]:
     """A session with one started sandbox, `box`."""
-    session = await shared_stack.open()
+    session = await module_stack.open()
     await session.create_sandbox(sandbox_id="box")
     yield session
     await session.end()
@@ -84,6 +86,7 @@ async def test_bytes_of_any_value_come_unchanged_from_short_and_from_long_comman
     assert late == {"stdout": ANY_OUT[3:], "stderr": ANY_ERR}
 
 
+@pytest.mark.storage("folder")
 async def test_a_command_is_known_from_the_moment_its_call_is(session: Session) -> None:
     running = asyncio.create_task(session.exec("box", "sleep 2; echo end", call_id="in-front"))
     await eventually(lambda: session.result("in-front", "box"), lambda known: known is not None, "the call")
@@ -102,10 +105,10 @@ async def test_an_unknown_command_is_refused_and_so_is_a_call_that_is_none(sessi
             assert call_id in failure.error.message
 
 
-async def test_no_sandbox_and_no_session_are_told_as_such(session: Session, shared_stack: Stack) -> None:
+async def test_no_sandbox_and_no_session_are_told_as_such(session: Session, stack: Stack) -> None:
     nobody = await refused(output_of(session.command("nobody", "c")))
     assert nobody.error.code is ErrorCode.SANDBOX_NOT_FOUND
-    nowhere = await refused(shared_stack.sandhold.session("never-was").command("box", "c").wait())
+    nowhere = await refused(stack.sandhold.session("never-was").command("box", "c").wait())
     assert nowhere.error.code is ErrorCode.SESSION_NOT_FOUND
 
 
@@ -187,6 +190,7 @@ async def test_output_in_another_storage_is_not_taken_for_none(session: Session,
     assert "different storages" in failure.error.message
 
 
+@pytest.mark.storage("folder")
 async def test_following_the_output_of_a_command_counts_as_use_of_its_sandbox_until_it_is_left(stack: Stack) -> None:
     session = await stack.open(idle_stop_s=1.0, background_use_s=5.0)
     await session.create_sandbox(sandbox_id="box")
@@ -201,6 +205,7 @@ async def test_following_the_output_of_a_command_counts_as_use_of_its_sandbox_un
     assert await reads_of(stack, session) <= told + 1
 
 
+@pytest.mark.storage("folder")
 async def test_reading_now_and_then_is_told_no_oftener_than_following(stack: Stack) -> None:
     session = await stack.open(background_use_s=6.0)
     await session.create_sandbox(sandbox_id="box")

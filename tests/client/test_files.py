@@ -13,6 +13,8 @@ from sandhold.storage.remains import EndMark, Remains
 from sandhold.storage.session import SessionStorage
 from tests.stack import Stack
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 MIB = 1024 * 1024
 LARGE = "0123456789abcde\n" * 1_280
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from sandhold.client import Sandhold
 from sandhold.contracts.calls import INLINE_LIMIT_BYTES, CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError
@@ -18,6 +20,7 @@ def error_of(envelope: CallEnvelope) -> ToolError:
     return envelope.error
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_split_storages_are_named_with_the_setting_that_joins_them(stack: Stack, tmp_path: Path) -> None:
     assert len(LARGE) > INLINE_LIMIT_BYTES
     joined = await stack.open()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sandhold.storage import FileStore, SessionStorage
-from tests.s3_server import S3Server, running_s3_server
+from tests.s3_server import S3Server
 
 SESSION = "s-1"
 
@@ -40,20 +40,14 @@ class Place:
         return SessionStorage.open(self.url)
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with running_s3_server(tmp_path_factory.mktemp("s3") / "log") as server:
-        yield server
+@pytest.fixture(params=["folder", "s3"], scope="module")
+def storage_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if request.param == "folder":
-        return Place((tmp_path / "storage").as_uri())
-    server: S3Server = request.getfixturevalue("s3_server")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return Place(f"s3://{server.new_bucket()}/some/prefix", server)
+@pytest.fixture
+def place(request: pytest.FixtureRequest, storage_kind: str, storage_url: str) -> Place:
+    return Place(storage_url, None if storage_kind == "folder" else request.getfixturevalue("s3_server"))
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.names import sandbox_workflow_id
@@ -14,6 +16,7 @@ from tests.workflows.commands import command
 from tests.workflows.waiting import eventually
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_background_command_answers_at_once_and_is_read_by_offset_until_its_end(stack: Stack) -> None:
     session = await stack.open()
     box = await creates(session)
@@ -158,6 +161,7 @@ async def test_a_short_call_beside_fifty_commands_is_answered_in_its_update_and_
     await session.end()
 
 
+@pytest.mark.storage("folder", "s3")
 async def test_a_command_that_floods_is_ended_by_the_cap_with_exact_counts(stack: Stack) -> None:
     session = await stack.open(output_cap_bytes=1_000_000)
     box = await creates(session)

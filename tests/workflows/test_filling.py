@@ -15,6 +15,8 @@ from tests.stack import Stack
 from tests.workflows.calls import call_ok, creates, exec_ok
 from tests.workflows.waiting import eventually
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 SLOWLY = {"method": "POST", "path": r"/toolbox/[^/]+/files/.*upload.*", "effect": "delay"}
 
 

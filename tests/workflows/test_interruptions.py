@@ -15,6 +15,8 @@ from tests.workflows.calls import creates, exec_ok
 from tests.workflows.commands import command, rows
 from tests.workflows.waiting import eventually
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 EXECUTE = {"method": "POST", "route": "/toolbox/{id}/process/execute"}
 SCRIPT = "echo begun; seq 3000; echo 'fatal: no such branch' >&2; sleep 1000"
 
@@ -52,6 +54,7 @@ async def test_a_command_whose_sandbox_somebody_stopped_ends_with_what_it_had_wr
     await session.end()
 
 
+@pytest.mark.storage("folder")
 async def test_commands_that_do_not_say_how_they_ended_before_a_stop_end_with_what_they_had_written(
     stack: Stack,
 ) -> None:

@@ -24,6 +24,8 @@ from tests.workflows.test_endings import WAYS, Way, opened_with_a_timeout
 from tests.workflows.test_killed_worker import kill, worker_process
 from tests.workflows.waiting import eventually
 
+pytestmark = pytest.mark.storage("folder", "s3")
+
 DOWNLOAD = r"/toolbox/[^/]+/files/.*download.*"
 UPLOAD = r"/toolbox/[^/]+/files/.*upload.*"
 
