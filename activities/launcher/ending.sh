@@ -51,29 +51,13 @@ sd_is_alive() {
     sd_find_marked "SANDHOLD_CALL=$sd_call/" || sd_find_members || sd_find_command
 }
 
-# Publishes how the command ended, also when it removed its own folder: else a late retry would run it again. Tries for
-# $2 seconds, as a disk that is full may have room again.
-sd_publish() {
-    sd_tries=0
-    until printf '' >"$sd_folder/ended.$1"; do
-        if [ $((sd_tries += 1)) -gt "$2" ]; then
-            [ -e "$sd_folder/lock" ] || sd_remember
-            break
-        fi
-        [ -d "$sd_folder" ] || { mkdir -p "$sd_folder" && sd_fill_lock && continue; }
-        sleep 1
-    done
-    for sd_bell in "$sd_home"/bells/*; do
-        [ -p "$sd_bell" ] && echo 1<>"$sd_bell"
-    done
-}
-
 # The request `stop`: ends the call $1 with a grace of $2 hundredths, because of $3. One that was never started is kept
 # from starting later.
 sd_answer_stop() {
     sd_look_closely "$1"
     if [ "$sd_state" = absent ]; then
-        sd_take_lock && printf '' >"$sd_folder/ended.-.-.-.$3"
+        sd_process self || sd_born=0 sd_session=0
+        sd_take_lock "$sd_born" "$sd_session" && printf '' >"$sd_folder/ended.-.-.-.$3"
         sd_look "$1"
     fi
     sd_late_at=

@@ -42,24 +42,28 @@ _REOPENS = re.compile(r"(?<!>)>\|?\s*[\"']?/(?:dev/(?:std(?:out|err)|fd/[12])|pr
 """A redirection that opens the command's own output anew, and so empties the file behind it."""
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    "start": ("state", "ending", "running", "waiting", "request"),
-    "follow": ("state", "waiting", "request"),
-    "read": ("state", "waiting", "request"),
-    "stop": ("state", "ending", "request"),
-    "write": ("state", "input", "request"),
-    "signal": ("state", "input", "request"),
-    "clean": ("state", "cleaning", "request"),
+    "start": ("state", "telling", "starting", "request"),
+    "start, more": ("members", "waiting"),
+    "owner": ("state", "records", "owning"),
+    "owner, more": ("members", "ending"),
+    "follow": ("state", "members", "telling", "waiting", "request"),
+    "read": ("state", "members", "telling", "waiting", "request"),
+    "stop": ("state", "members", "records", "telling", "ending", "request"),
+    "write": ("state", "members", "telling", "input", "request"),
+    "signal": ("state", "members", "telling", "input", "request"),
+    "clean": ("state", "members", "records", "cleaning", "request"),
 }
 
 
 def _program(order: str) -> str:
     """The launcher as it is sent with this order: without its comments. It holds no string of several lines."""
     texts = (Path(__file__).with_name(f"{part}.sh").read_text() for part in _PARTS[order])
-    lines = (line for text in texts for line in text.splitlines())
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    lines = (line.lstrip() for text in texts for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("#"))
 
 
 PROGRAMS = {order: _program(order) for order in _PARTS}
+"""What each request runs. `start` runs an owner as well, and each of the two reads its second half when it needs it."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,14 @@ def start_request(
     or removed. `again` says that an earlier request may have started the command. The command is ended after
     `timeout_s`, and when it has written more than `cap_bytes`. Its standard input is empty, or with `keep_stdin` open.
     """
-    env = {"SANDHOLD_CWD": script.cwd, "SANDHOLD_SCRIPT": "", "SANDHOLD_UPLOAD": upload_path or ""}
+    env = {
+        "SANDHOLD_CWD": script.cwd,
+        "SANDHOLD_SCRIPT": "",
+        "SANDHOLD_UPLOAD": upload_path or "",
+        "SANDHOLD_LAUNCHER_MORE": PROGRAMS["start, more"],
+        "SANDHOLD_OWNER": PROGRAMS["owner"],
+        "SANDHOLD_OWNER_MORE": PROGRAMS["owner, more"],
+    }
     if upload_path is None:
         env["SANDHOLD_SCRIPT"] = script.text
     words = [

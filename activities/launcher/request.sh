@@ -1,13 +1,7 @@
-# The last part of every program: carries out one request, and frames its answer.
+# The last part of a request's program: carries out one request, and frames its answer.
 
-sd_request=$1
-shift
-if [ "$sd_request" = own ]; then
-    sd_own "$@"
-    exit 0
-fi
-sd_nonce=$1 sd_stdout_window=$2 sd_stderr_window=$3
-shift 3
+sd_request=$1 sd_nonce=$2 sd_stdout_window=$3 sd_stderr_window=$4
+shift 4
 sd_poll=
 sd_clock
 echo "<$sd_nonce $sd_now"

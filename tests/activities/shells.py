@@ -111,6 +111,11 @@ class Machine:
     def folder(self, call_id: str) -> Path:
         return self.home / ".sandhold" / "calls" / call_id
 
+    def owner_of(self, call_id: str) -> int:
+        """The one process that has tried to run the call."""
+        (owner,) = {int(path.name.split(".")[1]) for path in self.folder(call_id).glob("owner.*")}
+        return owner
+
 
 def new_call_id() -> str:
     return f"call-{os.getpid()}-{next(_numbers)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -331,8 +332,7 @@ async def test_a_command_whose_owner_was_killed_is_interrupted_and_never_run_aga
     call_id = new_call_id()
     script = "echo run >>ran; echo begun; sleep 60"
     await machine.run(script, call_id=call_id, wait_s=0.3)
-    (owner,) = machine.folder(call_id).glob("owner.*")
-    os.kill(int(owner.name.split(".")[1]), signal.SIGKILL)
+    os.kill(machine.owner_of(call_id), signal.SIGKILL)
     for _ in range(2):
         report = await machine.run(script, call_id=call_id, again=True)
         assert (report.state, report.exit_code, report.stdout.head) == ("interrupted", None, b"begun\n")
@@ -340,13 +340,14 @@ async def test_a_command_whose_owner_was_killed_is_interrupted_and_never_run_aga
     assert processes_with(f"SANDHOLD_CALL={call_id}/".encode()) == []
 
 
-async def test_a_pid_that_is_used_again_is_not_taken_for_the_command(machine: Machine) -> None:
+@pytest.mark.parametrize("born", ["12345", "x"])
+async def test_a_pid_that_is_used_again_is_not_taken_for_the_command(machine: Machine, born: str) -> None:
     call_id = new_call_id()
     innocent = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
     folder = machine.folder(call_id)
     folder.mkdir(parents=True)
     (folder / "lock").write_text("hash\n")
-    (folder / f"owner.{innocent.pid}.12345.{innocent.pid}").touch()
+    (folder / f"owner.{innocent.pid}.{born}.{innocent.pid}").touch()
     (report,) = (await machine.ask(following([call_id], wait_s=5))).reports
     assert report.state == "interrupted"
     (stopped,) = (await machine.ask(stop_request(call_id, grace_s=0))).reports
@@ -354,6 +355,22 @@ async def test_a_pid_that_is_used_again_is_not_taken_for_the_command(machine: Ma
     assert innocent.returncode is None
     innocent.kill()
     await innocent.wait()
+
+
+async def test_an_owner_of_which_only_its_beginning_is_on_record_is_known_by_its_mark(machine: Machine) -> None:
+    call_id = new_call_id()
+    await machine.run("sleep 60", call_id=call_id, wait_s=0.3)
+    folder, owner = machine.folder(call_id), machine.owner_of(call_id)
+    async with asyncio.timeout(10):
+        while len(records := sorted(path.name for path in folder.glob("owner.*"))) < 2:
+            await asyncio.sleep(0.05)
+    full, first = records
+    assert first == f"owner.{owner}.x.{owner}"
+    assert re.fullmatch(rf"owner\.{owner}\.\d+\.{owner}", full)
+    (folder / full).unlink()
+    assert (await machine.ask(following([call_id], wait_s=0.1))).reports == []
+    (stopped,) = (await machine.ask(stop_request(call_id, grace_s=0))).reports
+    assert stopped.state == "ended"
 
 
 async def test_a_command_that_removes_its_own_folder_is_not_run_again(machine: Machine) -> None:

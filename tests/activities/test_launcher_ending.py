@@ -30,7 +30,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher gives up after a second of KILLs."""
     for order, program in PROGRAMS.items():
-        assert (PATIENCE in program) is (order in {"start", "stop"})
+        assert (PATIENCE in program) is (order in {"owner, more", "stop"})
         monkeypatch.setitem(PROGRAMS, order, program.replace(PATIENCE, "sd_patience=100"))
 
 
@@ -47,11 +47,6 @@ async def until_gone(call_id: str) -> None:
     async with asyncio.timeout(10):
         while command_processes(call_id) or owner_processes(call_id):
             await asyncio.sleep(0.05)
-
-
-def owner_of(machine: Machine, call_id: str) -> int:
-    (owner,) = machine.folder(call_id).glob("owner.*")
-    return int(owner.name.split(".")[1])
 
 
 @contextlib.contextmanager
@@ -97,14 +92,16 @@ def group_left_behind(machine: Machine, *, begin: str = "") -> str:
     return f'env -i PATH="$PATH" sh -c "{inner}" & wait'
 
 
-@pytest.mark.parametrize("by", ["timeout", "stop"])
+@pytest.mark.parametrize("by", ["timeout", "stop", "stop at once"])
 async def test_a_group_without_marks_is_ended_although_its_leader_is_dead(machine: Machine, by: str) -> None:
     call_id = new_call_id()
     script = group_left_behind(machine)
     if by == "timeout":
         report = await machine.run(script, call_id=call_id, timeout_s=0.5, grace_s=0.3)
     else:
-        await machine.run(script, call_id=call_id, timeout_s=None, wait_s=0.5)
+        await machine.run(script, call_id=call_id, timeout_s=None, wait_s=0.5 if by == "stop" else 0)
+        while not (machine.home / "left").exists():
+            await asyncio.sleep(0)
         (report,) = (await machine.ask(stop_request(call_id, grace_s=0.3))).reports
     assert (report.state, report.reason) == ("ended", "timed_out" if by == "timeout" else "cancelled")
     assert report.left_alive is False

@@ -1,6 +1,6 @@
-# Running a command: the request `start`, and the detached owner that it leaves behind.
+# Running a command: the owner, which the request `start` leaves behind.
 
-# ---- The owner
+sd_unread=$SANDHOLD_OWNER_MORE
 
 # Runs the command if nobody has. Descriptor 7 leads to the request that started us.
 sd_own() {
@@ -8,11 +8,17 @@ sd_own() {
     if [ "$SANDHOLD_UPLOAD" ]; then
         sd_move_script || exit 0
     fi
-    if ! sd_take_lock; then
+    # Its birth is looked up by the watcher, beside the command.
+    sd_born=x sd_session=$$ sd_starter=$PPID
+    if [ ! -e /proc/self/stat ]; then
+        sd_born=0 sd_session=0
+    elif ! command -v setsid >/dev/null; then
+        sd_process self
+    fi
+    if ! sd_take_lock "$sd_born" "$sd_session"; then
         [ "$SANDHOLD_UPLOAD" ] && rm -f "$sd_script"
         exit 0
     fi
-    sd_starter=$sd_parent
     sd_clock
     sd_began=$sd_now
     sd_fill_lock
@@ -30,7 +36,8 @@ sd_own() {
     { exec >/dev/null 5<&- 6>&- 9>&- && sd_watch; } &
     sd_watcher=$!
     [ "$sd_stdin" = open ] && sd_start_feeder
-    unset SANDHOLD_LAUNCHER SANDHOLD_SCRIPT SANDHOLD_UPLOAD SANDHOLD_CWD SANDHOLD_OWNS OLDPWD
+    unset SANDHOLD_LAUNCHER SANDHOLD_LAUNCHER_MORE SANDHOLD_OWNER SANDHOLD_OWNER_MORE SANDHOLD_SCRIPT SANDHOLD_UPLOAD \
+        SANDHOLD_CWD SANDHOLD_OWNS OLDPWD
     sd_code=-
     if ! sd_is_ending; then
         # A session and group of its own: `kill 0` in the script must not hit us. In the foreground, because a
@@ -39,8 +46,6 @@ sd_own() {
         (
             export SANDHOLD_CALL="$sd_call/"
             if command -v setsid >/dev/null; then
-                # By exec it becomes the command's leader: pid and time of birth stay.
-                sd_process self && printf '' >"$sd_folder/session.${sd_line%% *}.$sd_born"
                 set -- setsid sh "$@"
             else
                 set -- sh "$@"
@@ -51,7 +56,7 @@ sd_own() {
         sd_code=$?
     fi
 
-    sd_is_ending && sd_sweep "$sd_left"
+    sd_is_ending && sd_read_on && sd_sweep "$sd_left"
     sd_look_for_room
     sd_clock
     sd_publish "$sd_code.$sd_began.$sd_now.$sd_reason" 600
@@ -116,20 +121,24 @@ sd_watch() {
     sd_told= sd_nap=
     trap 'sd_told=1; [ "$sd_nap" ] && kill -9 "$sd_nap"' TERM
     trap '' PIPE
+    [ "$sd_born" = x ] && sd_process $$ && printf '' >"$sd_folder/owner.$$.$sd_born.$sd_session"
     sd_clock
     sd_late_at=$((sd_now + sd_wait)) sd_over_at=
     [ "$sd_timeout" -gt 0 ] && sd_over_at=$((sd_now + sd_timeout))
-    sd_weighed=0 sd_pause=25
+    # The first look comes soon: it puts the command's session on record.
+    sd_weighed=0 sd_pause=5 sd_leader=
     sd_weigh_at=$((sd_now + sd_pause))
     while :; do
         [ "$sd_late_at" ] && [ "$sd_now" -ge "$sd_late_at" ] && sd_say_late
         sd_reason=timed_out
         [ "$sd_over_at" ] && [ "$sd_now" -ge "$sd_over_at" ] && break
         if [ "$sd_now" -ge "$sd_weigh_at" ]; then
+            sd_read_on
             if sd_process self && [ "$sd_parent" != $$ ]; then
                 sd_signal KILL # the owner was killed: what it ran has nobody else left to end it
                 exit
             fi
+            [ "$sd_leader" ] || sd_find_command
             sd_reason=output_limit:$sd_cap
             sd_is_too_much && break
             sd_weigh_at=$((sd_now + sd_pause))
@@ -142,7 +151,7 @@ sd_watch() {
         sd_clock
     done
     trap '' TERM
-    [ "$sd_told" ] || sd_end "$sd_reason" "$sd_grace"
+    [ "$sd_told" ] || { sd_read_on && sd_end "$sd_reason" "$sd_grace"; }
 }
 
 # Wakes the request that waits on descriptor 7: the command goes on without it.
@@ -224,77 +233,4 @@ sd_feed() {
     done
 }
 
-# ---- The request
-
-# The request `start`: starts the command of the call $1 unless it was started, and waits for its end. $2 is its
-# script's hash, $3 the wait, $4 the timeout (0 for none) and $5 the grace in hundredths of a second. $6 is "again"
-# when an earlier request may have started it, $7 the most bytes it may write, $8 "open" to keep its input open,
-# $9 "reopens" when its script opens its own output anew.
-sd_answer_start() {
-    sd_look "$1"
-    sd_clock
-    sd_until=$((sd_now + $3))
-    [ "$sd_state" = absent ] && [ "$6" = again ] && sd_look_closely "$1"
-    if [ "$sd_state" = absent ]; then
-        sd_enter "$SANDHOLD_CWD" || return
-        if [ "$SANDHOLD_UPLOAD" ] && [ ! -r "$SANDHOLD_UPLOAD" ]; then
-            echo "@error script_missing"
-            return
-        fi
-        if [ "$8" = open ] && ! command -v mkfifo >/dev/null; then
-            echo "@error no_mkfifo"
-            return
-        fi
-        sd_launch "$@" && return
-        sd_look "$1"
-        if [ "$sd_state" = absent ]; then
-            if sd_why=$(LC_ALL=C mkdir -p "$sd_folder" 2>&1); then
-                echo "@error not_started"
-            else
-                echo "@error folder $sd_why"
-            fi
-            return
-        fi
-    fi
-    [ "$sd_state" = running ] && sd_wait_for "$1" 0 0
-    sd_tell
-}
-
-# Enters the directory $1, or tells why not.
-sd_enter() {
-    CDPATH= cd -- "$1" && return
-    if [ -d "$1" ]; then
-        echo "@error cwd_denied"
-    elif [ -e "$1" ]; then
-        echo "@error cwd_not_a_directory"
-    else
-        echo "@error cwd_missing"
-    fi
-    return 1
-}
-
-# Starts the owner, waits until it says that the command has ended or that the wait is over, and tells. Fails when
-# the owner left without a word: another one was first, or it could not be started.
-#
-# The left side of the pipe waits for the owner, so that a short command leaves no orphan for the sandbox's init to
-# reap, and is killed when the owner goes on alone. Nothing runs by `&`: that would make the command ignore SIGINT.
-sd_launch() {
-    sd_setsid=setsid
-    command -v setsid >/dev/null || sd_setsid=
-    {
-        SANDHOLD_OWNS=$1/ $sd_setsid sh -c "$SANDHOLD_LAUNCHER" sandhold own "$@" 7>&1 >/dev/null </dev/null
-        : # without a command after it, some shells would become the owner instead of waiting for it
-    } | {
-        [ -d "$sd_folder" ] || mkdir -p "$sd_folder" # while the owner's shell starts, which needs it first
-        read -r sd_word sd_rest || exit 1
-        case $sd_word in
-        unmoved)
-            echo "@error script $sd_rest"
-            exit
-            ;;
-        late) kill -9 "$sd_rest" ;;
-        esac
-        sd_look "$1"
-        sd_tell
-    }
-}
+sd_own "$@"
