@@ -35,7 +35,7 @@ with workflow.unsafe.imports_passed_through():
 KILL_GRACE_S = 5.0
 """Seconds between TERM and KILL for the commands that we end."""
 RECORDS_LIMIT = 100
-"""Commands that have ended and are still listed."""
+"""Commands that have ended and are still listed: those that ended last."""
 CLEAN_EVERY = 100
 """Commands after which the folders of old ones are removed from the sandbox."""
 FOLLOWERS_LIMIT = 3
@@ -269,9 +269,14 @@ class Commands:
         record.exit_code = progress.exit_code
 
     def _make_room(self) -> None:
-        ended = [call_id for call_id, record in self._records.items() if record.outcome is not None]
-        for call_id in ended[: max(0, len(ended) - RECORDS_LIMIT)]:
-            del self._records[call_id]
+        ended = [record for record in self._records.values() if record.outcome is not None]
+        surplus = len(ended) - RECORDS_LIMIT
+        if surplus <= 0:
+            return
+        if workflow.patched(Patch.FORGOTTEN_BY_END):
+            ended.sort(key=lambda record: record.ended_at or record.place.started_at)
+        for record in ended[:surplus]:
+            del self._records[record.place.call_id]
 
     # Following.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
@@ -45,6 +46,8 @@ class Call:
         self.sent = self.slow
         """Whether it may have reached the inside of the sandbox; of one carried over that is not known."""
         self.begun_at = workflow.now()
+        self.ended_at: datetime | None = None
+        """None while it runs, and for one that had ended when this run began."""
         self._fresh: CallOutcome | None = None
 
     @property
@@ -60,6 +63,7 @@ class Call:
         if self.entry.outcome is not None:
             return
         self._fresh = outcome
+        self.ended_at = workflow.now()
         self.entry.outcome = outcome.for_ledger()
         self.entry.request = None
         self.argument_bytes = 0
@@ -80,7 +84,7 @@ class Call:
 
 
 class Ledger:
-    """The calls by id, oldest first; the oldest that have ended make room for new ones."""
+    """The calls by id, oldest first; those that ended first make room for new ones."""
 
     def __init__(self, entries: list[LedgerEntry]) -> None:
         self._calls = {entry.call_id: Call(entry) for entry in entries}
@@ -95,7 +99,8 @@ class Ledger:
         return (call for call in self._calls.values() if call.running)
 
     def entries(self) -> list[LedgerEntry]:
-        return [call.entry for call in self._calls.values()]
+        """What goes along to the next run: first what has ended, in the order of the ends, then what runs."""
+        return [call.entry for call in (*self._ended_in_order(), *self.running())]
 
     def known(self, request: CallRequest) -> Call | None:
         """The call that `request` repeats; None also for one that was refused only for now, and is forgotten by this.
@@ -154,16 +159,24 @@ class Ledger:
             call.entry.refused_for_now = error.retryable and not error.ambiguous
 
     def _make_room(self) -> None:
+        """Forget calls that have ended: not a long one that has just ended, as whoever waits for it has yet to hear."""
         surplus = len(self._calls) - LEDGER_LIMIT
         if surplus <= 0:
             return
-        ended = [call_id for call_id, call in self._calls.items() if not call.running]
-        for call_id in ended[:surplus]:
-            del self._calls[call_id]
+        by_end = workflow.patched(Patch.FORGOTTEN_BY_END)
+        for call in (self._ended_in_order() if by_end else self._ended())[:surplus]:
+            del self._calls[call.call_id]
+
+    def _ended(self) -> list[Call]:
+        return [call for call in self._calls.values() if not call.running]
+
+    def _ended_in_order(self) -> list[Call]:
+        """The calls that have ended, first those that ended first. Those carried over came in that order."""
+        return sorted(self._ended(), key=lambda call: (call.ended_at is not None, call.ended_at or call.begun_at))
 
 
 def without_surplus(carried: SandboxCarried) -> SandboxCarried:
-    """The same without the oldest calls that have ended, as far as the whole is larger than CARRIED_LIMIT_BYTES."""
+    """The same without the calls that ended first, as far as the whole is larger than CARRIED_LIMIT_BYTES."""
     surplus = len(carried.model_dump_json().encode()) - CARRIED_LIMIT_BYTES
     kept: list[LedgerEntry] = []
     for entry in carried.ledger:
@@ -223,7 +236,12 @@ def check_identity(request: CallRequest) -> None:
 
 
 def envelope(
-    session_id: str, sandbox_id: str | None, asked: CallRequest | LedgerEntry, outcome: CallOutcome | None
+    session_id: str,
+    sandbox_id: str | None,
+    asked: CallRequest | LedgerEntry,
+    outcome: CallOutcome | None,
+    *,
+    generation: int | None = None,
 ) -> CallEnvelope:
     """The answer to a call; `running` while there is no outcome."""
     answer = CallEnvelope(
@@ -233,6 +251,7 @@ def envelope(
         tool=asked.tool[:100],
         status="running" if outcome is None else "done",
         fingerprint=asked.fingerprint if isinstance(asked, LedgerEntry) else None,
+        generation=generation,
     )
     if outcome is not None:
         answer.ok = outcome.ok

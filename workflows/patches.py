@@ -28,3 +28,5 @@ class Patch(StrEnum):
     """A call that was refused for something that passes can come again under its id."""
     REPEATED_COMMANDS = "repeated-commands"
     """A call that the ledger has forgotten and whose command is on record is answered by the record."""
+    FORGOTTEN_BY_END = "forgotten-by-end"
+    """Of calls and commands that have ended, those are forgotten first that ended first, not those that began first."""

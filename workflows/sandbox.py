@@ -367,7 +367,8 @@ class Sandbox:
         workflow.set_current_details(markdown_table(rows))
 
     def _envelope(self, asked: CallRequest | LedgerEntry, outcome: CallOutcome | None) -> CallEnvelope:
-        return envelope(self._start.session_id, self._start.sandbox_id, asked, outcome)
+        start = self._start
+        return envelope(start.session_id, start.sandbox_id, asked, outcome, generation=start.generation)
 
 
 def markdown_table(rows: dict[str, str]) -> str:

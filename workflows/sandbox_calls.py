@@ -222,6 +222,13 @@ class SandboxCalls:
                 workflow_id=target,
                 hint=f"Send it to {target}.",
             )
+        if request.generation not in {None, here.generation}:
+            raise ToolFailure(
+                ErrorCode.INTERRUPTED,
+                f"the call was one of an earlier sandbox {here.sandbox_id}, which has ended before it was answered",
+                hint="It may have had its effect there. In this one nothing was done.",
+                ambiguous=True,
+            )
 
     async def _carry_out(self, call: Call) -> None:
         if not call.running:

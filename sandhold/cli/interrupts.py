@@ -32,19 +32,21 @@ class Left(Exception):
 async def followed(work: Awaitable[T], cancel: Callable[[], Awaitable[None]]) -> T:
     """The outcome of `work`. MOMENT_S after a Ctrl-C `cancel` runs beside it, and `work` is expected to see the end.
 
-    Raises Left at once on the second Ctrl-C and on any other signal that ends a process.
+    Raises Left at once on the second Ctrl-C and on any other signal that ends a process. When `cancel` has failed,
+    the next Ctrl-C is a first one again.
     """
     cancelling: asyncio.Future[None] | None = None
     sent = False
 
     async def cancel_soon() -> None:
-        nonlocal sent
+        nonlocal sent, cancelling
         await asyncio.sleep(MOMENT_S)
         sent = True
         try:
             await cancel()
         except Exception as error:
-            output.note(f"the command was not cancelled: {error}")
+            sent, cancelling = False, None
+            output.note(f"the command was not cancelled: {error}; Ctrl-C tries again")
 
     working = asyncio.ensure_future(work)
     try:

@@ -57,6 +57,8 @@ _BY_REFERENCE = frozenset(
     }
 )
 """Tools whose arguments are read by an activity; the arguments of the others are read by a workflow."""
+_ONCE_PER_ID = frozenset({ToolName.EXEC, ToolName.COMMAND, ToolName.READ_FILE, ToolName.WRITE_FILE})
+"""Tools that change nothing when a call comes again long after its end: what changes a sandbox is noted inside it."""
 _SLOT_WITHIN_S = 0.25
 """How long a call waits for others to be answered; then it goes by a signal, so that it is not behind long ones."""
 _TAKEN_WITHIN_S = 10.0
@@ -172,7 +174,8 @@ class Calls:
                     hint="Call again with the same call id once the session storage can be reached.",
                     retryable=True,
                 ) from error
-        return envelope.model_copy(update={"result": result, "result_ref": None, "fingerprint": None})
+        spent = {"result_ref": None, "fingerprint": None, "generation": None}
+        return envelope.model_copy(update={"result": result, **spent})
 
     async def _by_reference(self, request: CallRequest) -> CallRequest:
         """Put the arguments into session storage, under a name that other arguments cannot take.
@@ -281,25 +284,43 @@ class Calls:
         )
 
     async def _until_done(self, prepared: Prepared, envelope: CallEnvelope, deadline: Deadline) -> CallEnvelope:
-        """Poll until the call has ended; the running envelope when the deadline passes first."""
+        """Poll until the call has ended; the running envelope when the deadline passes first.
+
+        A workflow that knows nothing of it any more has forgotten its end: then it is sent again.
+        """
         sandbox_id = prepared.sandbox_id or envelope.sandbox_id
         workflow_id = sandbox_workflow_id(self._session_id, sandbox_id) if sandbox_id else prepared.workflow_id
         pause = Backoff(0.1, 2.0, factor=1.3)
+        repeated = False
         try:
             while True:
                 await pause.sleep(deadline)
                 known, closed = await self._poll(prepared.request.call_id, workflow_id, deadline)
                 if known is not None and known.status == "done":
-                    return _same_call(prepared, known)
-                if known is None or closed:
-                    raise ToolFailure(
-                        ErrorCode.INTERRUPTED,
-                        "the sandbox's workflow ended before the call did",
-                        hint="The call may have had its effect. Look before you repeat it.",
-                        ambiguous=True,
-                    )
+                    return _same_call(prepared, _of_repetition(known) if repeated else known)
+                if closed:
+                    raise _interrupted("the sandbox's workflow ended before the call did")
+                if known is None:
+                    await self._repeat(prepared, envelope, deadline)
+                    repeated = True
         except WaitTimeout:
             return envelope
+
+    async def _repeat(self, prepared: Prepared, envelope: CallEnvelope, deadline: Deadline) -> None:
+        """Send a call again to the open sandbox that has taken it, `envelope` says so, and has forgotten it since.
+
+        By a signal: the server itself would answer the update, as it did before. Raises ToolFailure `interrupted` when
+        that could do the call's work a second time.
+        """
+        if envelope.generation is None or prepared.request.tool not in _ONCE_PER_ID:
+            raise _interrupted("the sandbox knows nothing of the call any more")
+        request = prepared.request.model_copy(update={"generation": envelope.generation})
+        try:
+            await self._requests.signal(prepared.workflow_id, SUBMIT_SIGNAL, request, deadline=deadline)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            # The workflow has just closed: the next look at it tells what it recorded.
 
     async def _poll(self, call_id: str, workflow_id: str, deadline: Deadline) -> tuple[CallEnvelope | None, bool]:
         """What the workflow knows of the call, and whether the workflow has closed."""
@@ -365,6 +386,18 @@ def _same_call(prepared: Prepared, envelope: CallEnvelope) -> CallEnvelope:
             hint="Use a new call id for every new call.",
         )
     return envelope
+
+
+def _of_repetition(envelope: CallEnvelope) -> CallEnvelope:
+    """The answer to a call that was sent again: when that was refused, the call has had its effect all the same."""
+    if envelope.error is None:
+        return envelope
+    return envelope.model_copy(update={"error": envelope.error.model_copy(update={"ambiguous": True})})
+
+
+def _interrupted(message: str) -> ToolFailure:
+    hint = "The call may have had its effect. Look before you repeat it."
+    return ToolFailure(ErrorCode.INTERRUPTED, message, hint=hint, ambiguous=True)
 
 
 def _refused(refusal: WorkflowUpdateFailedError) -> ToolFailure:

@@ -48,6 +48,8 @@ class CallRequest(Message):
     """Where the arguments are when they are larger than INLINE_LIMIT_BYTES."""
     sandbox_id: str | None = None
     """The sandbox that the call is for; the same as in the arguments. Needed with `arguments_ref`."""
+    generation: int | None = None
+    """That of the sandbox which has taken the call before: another one of the same id must not carry it out again."""
 
     @property
     def deletes(self) -> bool:
@@ -77,6 +79,8 @@ class CallEnvelope(Message):
     fingerprint: str | None = None
     """Of the call that was carried out. The server answers a repeated update id from its own memory, whatever the
     arguments: who sent others sees here that the id was taken."""
+    generation: int | None = None
+    """Of the sandbox that has taken the call; null from a session."""
 
 
 class CallOutcome(Message):

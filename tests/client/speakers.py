@@ -29,6 +29,7 @@ class SpeakingSandboxStart(Message):
     """How a speaking sandbox behaves."""
 
     sandbox_id: str = "box"
+    generation: int = 1
     takes_s: float = 0.0
     """How long a call runs."""
     answer_within_s: float = 9.0
@@ -48,6 +49,7 @@ class SpeakingSandbox:
         self._calls: dict[str, CallEnvelope] = {}
         self._started: list[str] = []
         self._by_signal: list[str] = []
+        self._for_generations: list[int | None] = []
         self._in_flight = 0
         self._most_in_flight = 0
         self._closed = False
@@ -77,6 +79,7 @@ class SpeakingSandbox:
     @workflow.signal(name=SUBMIT_SIGNAL)
     async def submit(self, request: CallRequest) -> None:
         self._by_signal.append(request.call_id)
+        self._for_generations.append(request.generation)
         self._begin(request)
         await workflow.sleep(max(self._start.takes_s, 0.001))
         self._finish(request.call_id)
@@ -88,6 +91,11 @@ class SpeakingSandbox:
     @workflow.signal
     def end_call(self, call_id: str) -> None:
         self._finish(call_id)
+
+    @workflow.signal
+    def forget_call(self, call_id: str) -> None:
+        """As a sandbox does once enough other calls have ended."""
+        del self._calls[call_id]
 
     @workflow.signal
     def close(self) -> None:
@@ -102,6 +110,7 @@ class SpeakingSandbox:
         return {
             "started": self._started,
             "by_signal": self._by_signal,
+            "for_generations": self._for_generations,
             "most_in_flight": self._most_in_flight,
         }
 
@@ -115,6 +124,7 @@ class SpeakingSandbox:
                 tool=request.tool,
                 status="running",
                 fingerprint=request.fingerprint(),
+                generation=self._start.generation,
             )
         return self._calls[request.call_id]
 

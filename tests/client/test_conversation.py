@@ -82,6 +82,31 @@ async def test_a_workflow_that_ends_before_its_call_is_an_interruption(speakers:
     assert (error.code, error.ambiguous) == (ErrorCode.INTERRUPTED, True)
 
 
+async def test_a_call_whose_end_was_forgotten_before_the_client_looked_is_sent_again(speakers: Speakers) -> None:
+    """Not as an update: of that the server itself knows the answer, `running`."""
+    session = await speakers.session()
+    box = await speakers.sandbox(session, SpeakingSandboxStart(takes_s=1.5, answer_within_s=0.1, generation=7))
+    call = asyncio.create_task(session.call("daytona_exec", {"sandbox_id": "box", "command": "true"}, "forgotten"))
+    await asyncio.sleep(0.5)
+    await box.signal(SpeakingSandbox.forget_call, "forgotten")
+    envelope = await asyncio.wait_for(call, 30)
+    assert (envelope.status, envelope.ok, envelope.generation) == ("done", True, None)
+    seen = await box.query(SpeakingSandbox.seen)
+    assert (set(seen["by_signal"]), set(seen["for_generations"])) == ({"forgotten"}, {7})
+
+
+async def test_a_call_that_would_take_effect_twice_is_not_sent_again(speakers: Speakers) -> None:
+    """A sandbox that was stopped for it may have been started for others since."""
+    session = await speakers.session()
+    box = await speakers.sandbox(session, SpeakingSandboxStart(takes_s=60, answer_within_s=0.1))
+    call = asyncio.create_task(session.call(MANAGE, {**START, "action": "stop"}, "stop"))
+    await asyncio.sleep(0.5)
+    await box.signal(SpeakingSandbox.forget_call, "stop")
+    error = error_in(await asyncio.wait_for(call, 30))
+    assert (error.code, error.ambiguous, error.retryable) == (ErrorCode.INTERRUPTED, True, False)
+    assert (await box.query(SpeakingSandbox.seen))["started"] == ["stop"]
+
+
 async def test_more_calls_than_update_slots_all_run_at_once_and_once(speakers: Speakers) -> None:
     session = await speakers.session()
     box = await speakers.sandbox(session, SpeakingSandboxStart(takes_s=1.5))

@@ -28,7 +28,7 @@ from sandhold.contracts.tools import CreateSandboxArguments
 from sandhold.temporal import DATA_CONVERTER
 from tests.stack import Stack
 from tests.workflows.calls import call_ok, creates
-from tests.workflows.commands import rows
+from tests.workflows.commands import command, rows
 from tests.workflows.waiting import eventually
 from workflows.commands import RECORDS_LIMIT
 from workflows.exec_calls import COMMANDS_LIMIT
@@ -163,6 +163,34 @@ def test_what_goes_along_to_the_next_run_is_bounded_by_leaving_out_the_oldest_ca
     assert left == ended[-len(left) :]
     few = carried([ended_call(1), running_call("c")], ended_commands=1)
     assert without_surplus(few) == few
+
+
+async def test_a_command_that_took_long_stays_on_record_behind_those_that_ended_before_it(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    build = await session.start(box, "until [ -e go ]; do sleep 0.1; done; echo built; exit 7", call_id="build")
+
+    async def short_commands(first: int, count: int) -> None:
+        for number in range(first, first + count, 10):
+            ids = [f"short-{each}" for each in range(number, min(number + 10, first + count))]
+            await asyncio.gather(*(session.exec(box, "true", call_id=call_id) for call_id in ids))
+
+    async def on_record() -> list[str]:
+        return [row.call_id for row in await rows(session, box)]
+
+    await short_commands(0, RECORDS_LIMIT + 2)
+    await session.write_file(box, "go", "")
+    assert (await build.wait()).exit_code == 7
+    await short_commands(RECORDS_LIMIT + 2, RECORDS_LIMIT - 1)
+    assert (await build.wait()).exit_code == 7
+    waited = await command(session, box, "wait", "build")
+    assert (waited["status"], waited["exit_code"], waited["stdout"]) == ("completed", 7, "built\n")
+    listed = await on_record()
+    assert len(listed) == RECORDS_LIMIT
+    assert listed[-1] == "build", "they are still listed by their starts"
+    await short_commands(2 * RECORDS_LIMIT + 1, 1)
+    assert "build" not in await on_record()
+    await session.end()
 
 
 async def test_a_command_beyond_the_limit_is_refused_and_the_others_go_on(stack: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from sandhold.client import Session
@@ -32,12 +33,24 @@ async def answer(session: Session, call_id: str) -> CallEnvelope:
     return seen
 
 
+async def refused_calls(stack: Stack, session: Session, box: str, numbers: Sequence[int]) -> None:
+    """Calls that are refused at once, and so end in the moment in which they begin."""
+    for first in range(0, len(numbers), 50):
+        share = numbers[first : first + 50]
+        await asyncio.gather(*(ask(stack, session, box, f"refused-{number}") for number in share))
+    await answer(session, f"refused-{numbers[-1]}")  # A query is answered behind all signals that were taken before it.
+
+
+async def renew(stack: Stack, session: Session, box: str, known: str) -> None:
+    """Repeat a call, which leaves the ledger as it is, until the workflow has continued as new."""
+    runs = (await stack.status(session, box)).runs
+    while (await stack.status(session, box)).runs == runs:
+        await asyncio.gather(*(ask(stack, session, box, known) for _ in range(50)))
+
+
 async def forget_calls(stack: Stack, session: Session, box: str) -> None:
-    """Fill the ledger with calls that are refused at once, so that it forgets all others that have ended."""
-    for first in range(0, LEDGER_LIMIT, 50):
-        numbers = range(first, first + 50)
-        await asyncio.gather(*(ask(stack, session, box, f"refused-{number}") for number in numbers))
-    await answer(session, f"refused-{LEDGER_LIMIT - 1}")
+    """Fill the ledger with other calls, so that it forgets all that have ended."""
+    await refused_calls(stack, session, box, range(LEDGER_LIMIT))
     handle = stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, box))
     for call_id in ("ended", "running"):
         assert await handle.query("result", call_id) is None
@@ -61,6 +74,51 @@ async def test_a_call_whose_command_is_on_record_is_answered_from_there_and_runs
     assert followed.result["status"] == "running"
     assert (await exec_ok(session, box, "cat ran", output="normal"))["stdout"] == "run\nrun\n"
     assert (await command(session, box, "cancel", "running"))["status"] == "cancelled"
+    await session.end()
+
+
+async def test_a_call_that_took_long_is_forgotten_only_after_as_many_have_ended_since_as_any_other(
+    stack: Stack,
+) -> None:
+    """Across a continue-as-new as well."""
+    session = await stack.open()
+    box = await creates(session)
+    handle = stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, box))
+
+    async def exit_code() -> Any:
+        result = (await answer(session, "long")).result
+        assert isinstance(result, dict)
+        return result["exit_code"]
+
+    await ask(stack, session, box, "long", command="until [ -e go ]; do sleep 0.1; done; exit 7")
+    await refused_calls(stack, session, box, range(LEDGER_LIMIT))
+    await session.write_file(box, "go", "")
+    assert await exit_code() == 7
+    since = range(LEDGER_LIMIT, 2 * LEDGER_LIMIT)
+    await refused_calls(stack, session, box, since[:1])
+    assert await exit_code() == 7, "the next call does not make it forgotten"
+    await renew(stack, session, box, f"refused-{since[0]}")
+    await refused_calls(stack, session, box, since[1:-1])
+    assert await exit_code() == 7
+    await refused_calls(stack, session, box, since[-1:])
+    assert await handle.query("result", "long") is None
+    await session.end()
+
+
+async def test_a_call_of_an_earlier_generation_is_not_carried_out_in_a_later_one(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    handle = stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, box))
+    generation = (await stack.status(session, box)).generation
+    for call_id, taken_by in (("earlier", generation - 1), ("this", generation)):
+        touch = {"sandbox_id": box, "command": f"touch {call_id}"}
+        asked = CallRequest(call_id=call_id, tool="daytona_exec", arguments=touch, generation=taken_by)
+        await handle.signal(SUBMIT_SIGNAL, asked)
+    assert (await answer(session, "this")).ok
+    refused = (await answer(session, "earlier")).error
+    assert refused is not None
+    assert (refused.code, refused.ambiguous) == (ErrorCode.INTERRUPTED, True)
+    assert (await exec_ok(session, box, "ls", output="normal"))["stdout"] == "this\n"
     await session.end()
 
 
