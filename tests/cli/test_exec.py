@@ -93,9 +93,9 @@ async def test_a_command_that_empties_its_output_keeps_its_exit_code_and_the_los
     session: Session, env: Mapping[str, str]
 ) -> None:
     script = (
-        "echo 'Building it all' >/dev/stderr; until [ -e go ]; do sleep 0.1; done; echo Done >/dev/stderr; sleep 1;"
+        "echo 'Building it all' >/dev/stderr; until [ -e go ]; do sleep 0.1; done; "
+        "echo Done >/dev/stderr; sleep 1; echo 'warning: some files were not found' >/dev/stderr; exit 3"
     )
-    script += " echo 'warning: some files were not found' >/dev/stderr; exit 3"
     live = await Live.exec(session, "--call-id", "emptying", "--", script, env=env)
     assert await live.line(live.err) == "Building it all\n"
     await session.write_file("box", "go", "")
