@@ -80,12 +80,12 @@ class FollowingActivities:
         """Store what the commands write until at least one is over; return the outcomes of those that are.
 
         The whole output of a command is in storage before its outcome is told. Returns without an outcome once
-        STORED_PER_ATTEMPT_BYTES were stored. Goes on from what is known to be in storage: by the places, by the
-        heartbeats of the attempt before, and by storage itself. Requests that fail are repeated: no fault on the way
-        to the sandbox ends a command or the following; after one that was not answered the next asks about fewer
-        commands. A command whose deadline has long passed is ended. Of one that wrote far more than its cap the
-        beginning is stored. Cancelling this ends nothing but the following. Raises what the provider says about the
-        sandbox itself.
+        STORED_PER_ATTEMPT_BYTES were stored, and once a command has emptied its output: whoever follows it from then
+        on has to know. Goes on from what is known to be in storage: by the places, by the heartbeats of the attempt
+        before, and by storage itself. Requests that fail are repeated: no fault on the way to the sandbox ends a
+        command or the following; after one that was not answered the next asks about fewer commands. A command whose
+        deadline has long passed is ended. Of one that wrote far more than its cap the beginning is stored. Cancelling
+        this ends nothing but the following. Raises what the provider says about the sandbox itself.
         """
         commands = {call_folder(place.call_id): _Followed(self._storage, step.ref, place) for place in step.commands}
         _take_up_heartbeat(commands.values())
@@ -120,7 +120,9 @@ class FollowingActivities:
                 if taken >= answer_bytes // 2:
                     answer_bytes = min(answer_bytes * 2, MOST_ANSWER_BYTES)
                 ended = [each for each in commands.values() if each.complete]
-                if ended or sum(each.newly_stored for each in commands.values()) >= STORED_PER_ATTEMPT_BYTES:
+                newly_stored = sum(each.newly_stored for each in commands.values())
+                newly_emptied = any(each.newly_emptied for each in commands.values())
+                if ended or newly_emptied or newly_stored >= STORED_PER_ATTEMPT_BYTES:
                     return FollowCommandsResult(
                         ended=[await self._ended(step.ref, each) for each in ended],
                         stored={each.call_id: each.stored for each in commands.values()},
@@ -132,8 +134,7 @@ class FollowingActivities:
 
         async def take_up(command: _Followed) -> None:
             async with places:
-                full = await self._stored.full_bytes(ref.session_id, command.call_id)
-            command.go_on_from(StoredOutput(stdout_bytes=full["stdout"], stderr_bytes=full["stderr"]))
+                await command.take_up(self._stored)
 
         await asyncio.gather(*map(take_up, commands))
 
@@ -211,11 +212,11 @@ class _Followed:
         self.time_is_up = False
         """Whether we have asked to end it for its deadline."""
         self.emptied_at: dict[Stream, int] = {}
-        """The streams whose file became shorter than what is known, and how much that is. From then on its offsets mean
-        other bytes: nothing more is stored of it."""
+        """The streams whose file became shorter than what it had been, and how much is stored of them. From then on
+        its offsets mean other bytes: nothing more is stored of it."""
         self._end_again_at = 0.0
         self._told: dict[Stream, int] = {"stdout": 0, "stderr": 0}
-        """How much of each stream there is, by the last that was told of it."""
+        """The most that there has been of each stream, by what was told of it."""
         self._storage, self._ref = storage, ref
         self._began = StoredOutput()
         self._begin()
@@ -227,7 +228,19 @@ class _Followed:
             stdout_bytes=max(self._began.stdout_bytes, _segments(stored.stdout_bytes)),
             stderr_bytes=max(self._began.stderr_bytes, _segments(stored.stderr_bytes)),
         )
+        self.emptied_at = {**stored.emptied_at, **self.emptied_at}
         self._begin()
+
+    async def take_up(self, stored: SegmentReader) -> None:
+        """Go on from all that lies in storage. Only before anything was taken."""
+        session_id = self._ref.session_id
+        extents = await stored.extents(session_id, self.call_id)
+        self.go_on_from(
+            StoredOutput(stdout_bytes=extents["stdout"].full_bytes, stderr_bytes=extents["stderr"].full_bytes)
+        )
+        for stream, writer in self._growing:
+            if extents[stream].size > writer.offset:
+                writer.go_on_behind(await stored.read(session_id, self.call_id, stream, writer.offset, SEGMENT_BYTES))
 
     def _begin(self) -> None:
         at = (self._storage, self._ref.session_id, self.call_id)
@@ -250,6 +263,11 @@ class _Followed:
         return (("stdout", self._stdout), ("stderr", self._stderr))
 
     @property
+    def _growing(self) -> list[tuple[Stream, SegmentWriter]]:
+        """The writers of the streams that are stored on."""
+        return [each for each in self._writers if each[0] not in self.emptied_at]
+
+    @property
     def _taken(self) -> int:
         return self._stdout.offset + self._stderr.offset
 
@@ -267,13 +285,22 @@ class _Followed:
 
     @property
     def stored(self) -> StoredOutput:
-        """How much of it lies in full segments."""
-        return StoredOutput(stdout_bytes=self._stdout.full_bytes, stderr_bytes=self._stderr.full_bytes)
+        """How much of it lies in full segments, and what was emptied."""
+        return StoredOutput(
+            stdout_bytes=self._stdout.full_bytes,
+            stderr_bytes=self._stderr.full_bytes,
+            emptied_at=dict(self.emptied_at),
+        )
 
     @property
     def newly_stored(self) -> int:
         stored, began = self.stored, self._began
         return stored.stdout_bytes - began.stdout_bytes + stored.stderr_bytes - began.stderr_bytes
+
+    @property
+    def newly_emptied(self) -> bool:
+        """Whether it has emptied output that is not on record as emptied."""
+        return self.emptied_at.keys() != self.place.stored.emptied_at.keys()
 
     @property
     def complete(self) -> bool:
@@ -308,21 +335,19 @@ class _Followed:
     @property
     def unseen(self) -> bool:
         """Whether there is output that readers cannot see yet."""
-        return self._stdout.unseen or self._stderr.unseen
+        return any(writer.unseen for _, writer in self._growing)
 
     async def take(self, report: CallReport) -> int:
         """Take the news, as far as may be; how many bytes that is. Raises ApplicationError when some are missing
         before them."""
-        if report.state != "running" and self.end is None:
-            self.end = report
-            self._told["stdout"] = max(self._told["stdout"], report.stdout.size)
-            self._told["stderr"] = max(self._told["stderr"], report.stderr.size)
+        pieces = {"stdout": report.stdout_slice, "stderr": report.stderr_slice}
         taken = 0
-        for (stream, writer), piece in zip(self._writers, (report.stdout_slice, report.stderr_slice), strict=True):
-            if piece is None or stream in self.emptied_at:
+        for stream, writer in self._growing:
+            piece = pieces[stream]
+            if piece is None:
                 continue
-            if piece.size < writer.offset:
-                self.emptied_at[stream] = writer.offset
+            if piece.size < max(writer.offset, self._told[stream]):
+                await self._give_up(stream, writer)
                 continue
             self._told[stream] = max(self._told[stream], piece.size)
             if self._room == 0:
@@ -333,17 +358,27 @@ class _Followed:
                 raise torn(str(error)) from error
             await writer.take(data)
             taken += len(data)
+        if report.state != "running" and self.end is None:
+            self.end = report
+            # Measured after the pieces: only the next can be shorter.
+            self._told["stdout"] = max(self._told["stdout"], report.stdout.size)
+            self._told["stderr"] = max(self._told["stderr"], report.stderr.size)
         return taken
+
+    async def _give_up(self, stream: Stream, writer: SegmentWriter) -> None:
+        """The stream was emptied: what was taken of it is in storage when this returns, and nothing else will be."""
+        await writer.finish()
+        self.emptied_at[stream] = writer.offset
 
     async def flush(self) -> None:
         """Let readers see what was taken, unless they did a moment ago."""
-        await self._stdout.flush()
-        await self._stderr.flush()
+        for _, writer in self._growing:
+            await writer.flush()
 
     async def finish(self) -> None:
         """The output is whole."""
-        await self._stdout.finish()
-        await self._stderr.finish()
+        for _, writer in self._growing:
+            await writer.finish()
 
 
 def _take_up_heartbeat(commands: Iterable[_Followed]) -> None:

@@ -9,7 +9,7 @@ from temporalio import activity
 from activities.launcher import CallReport, Captured
 from activities.launcher.request import STDERR_WINDOW_BYTES, STDOUT_WINDOW_BYTES
 from activities.outcomes import progress_of
-from activities.output import exec_result, with_files
+from activities.output import exec_result, with_files, with_loss
 from sandhold.contracts.names import Activity, call_folder
 from sandhold.contracts.steps import (
     CommandPlace,
@@ -48,6 +48,7 @@ class InterruptionActivities:
         result = exec_result(place.call_id, report, cast("OutputDetail", place.output), asked_to_end=asked_to_end)
         if report.stdout.size or report.stderr.size:
             result = with_files(result)
+        result = with_loss(result, place.stored.emptied_at)
         progress = await progress_of(self._storage, ref.session_id, result)
         assert progress.outcome is not None
         # Many commands end together here, and all of them in one message.

@@ -113,12 +113,15 @@ def with_files(result: ExecResult, *, whole: bool = True, cut_at: int | None = N
 
 
 def with_loss(result: ExecResult, emptied_at: Mapping[Stream, int]) -> ExecResult:
-    """The result of a command that emptied its own output when so many bytes of it had been stored."""
+    """The result of a command that emptied streams of its output when so many bytes of them had been stored."""
+    if not emptied_at:
+        return result
     hints = [
-        f"The command emptied its own {stream} after {known} bytes: what it wrote there later was not stored."
-        for stream, known in emptied_at.items()
+        f"The command emptied its own {stream}: only the first {stored} bytes that it wrote there were stored."
+        for stream, stored in emptied_at.items()
     ]
-    return result.model_copy(update={"hint": " ".join(filter(None, [result.hint, *hints])) or None})
+    files = result.output_files and result.output_files.model_copy(update={"whole": False})
+    return result.model_copy(update={"output_files": files, "hint": " ".join(filter(None, [result.hint, *hints]))})
 
 
 def status_of(report: CallReport, *, asked_to_end: bool = False, time_is_up: bool = False) -> CommandStatus:

@@ -26,13 +26,15 @@ sd_tell() {
 sd_tell_file() {
     [ -s "$2" ] || return 0
     # A small file in one process: a byte is three characters at least, so fewer than 12,000 are the whole file.
-    sd_hex=$(od -An -v -tx1 -N 4096 "$2")
+    sd_hex=$(od -An -v -tx1 -N 4096 "$2") || sd_hex=
     if [ "$sd_hex" ] && [ ${#sd_hex} -lt 12000 ]; then
         echo "@$1 - hex"
         echo "$sd_hex"
         return
     fi
-    sd_size=$(stat -c %s "$2") || sd_size=$(($(wc -c <"$2")))
+    # One that cannot be found is not 0: the request ends without an end to its answer, and is made again.
+    sd_size=$(stat -c %s "$2") || sd_size=$(wc -c <"$2") || exit 1
+    sd_size=$((sd_size))
     if [ "$sd_size" -le "$3" ]; then
         echo "@$1 $sd_size $sd_encoding"
         head -c "$sd_size" "$2" | sd_encode

@@ -59,9 +59,10 @@ sd_take_down_stale_bells() {
 
 # Sets sd_sizes to a word STDOUT:STDERR for each call, in the arguments' order, sd_fresh to the bytes that are not known
 # yet, and sd_streams to the number of streams that have some. As many processes for 200 calls as for one, and one look
-# at each size: whatever is looked up in a list costs the square of their number.
+# at each size: whatever is looked up in a list costs the square of their number. A size that could not be found is not
+# taken for that of an empty file: the request ends without an end to its answer, and is made again.
 sd_measure() {
-    sd_sizes= sd_fresh=0 sd_streams=0 sd_shrunk= sd_out=0 sd_err=0
+    sd_sizes= sd_fresh=0 sd_streams=0 sd_shrunk= sd_out=0 sd_err=0 sd_word=
     for sd_word in $(sd_weigh "$@"); do
         case $sd_word in
         ./*/stdout | ./*/stderr)
@@ -75,27 +76,29 @@ sd_measure() {
         *) sd_size=$sd_word ;;
         esac
     done
+    [ "$sd_word" = all ] || exit 1
     while [ $# -gt 0 ]; do
         sd_count "$2" "$3"
         shift 3
     done
 }
 
-# Prints a line with size and name for each stream's file, in the arguments' order, as far as they exist.
+# Prints a line with size and name for each stream's file, in the arguments' order, as far as they exist, and then the
+# word `all` unless something failed: where no process can be started, for one. What a command has put in the place of
+# a file is none: to read from a pipe would wait for somebody who writes to it.
 sd_weigh() {
-    set -- $(while [ $# -gt 0 ]; do
+    sd_files=$(while [ $# -gt 0 ]; do
         for sd_file in "./$1/stdout" "./$1/stderr"; do
-            [ -e "$sd_file" ] && echo "$sd_file"
+            [ -f "$sd_file" ] && [ -r "$sd_file" ] && echo "$sd_file"
         done
         shift 3
-    done)
-    if [ $# = 0 ]; then
-        return
-    elif command -v stat >/dev/null; then
-        stat -c '%s %n' "$@"
-    else
-        wc -c "$@"
+    done) || return
+    set -- $sd_files
+    if [ $# -gt 0 ]; then
+        sd_found=$(stat -c '%s %n' "$@") || sd_found=$(wc -c "$@") || return
+        echo "$sd_found"
     fi
+    echo all
 }
 
 # Counts the call of which sd_out and sd_err bytes were found, $1 and $2 are known.

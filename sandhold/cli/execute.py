@@ -212,6 +212,8 @@ async def _run(ordered: Ordered) -> int:
         output.document(ordered.document("done", ok=True, result=result.model_dump(mode="json")))
     elif result.status != "completed":
         output.note(f"the command was {result.status.replace('_', ' ')}" + (f"\n{result.hint}" if result.hint else ""))
+    elif result.output_files is not None and not result.output_files.whole:
+        output.note("not all of the output was kept" + (f"\n{result.hint}" if result.hint else ""))
     return _exit_code_of(result)
 
 

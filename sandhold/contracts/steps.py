@@ -114,6 +114,8 @@ class StoredOutput(Message):
 
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    emptied_at: dict[Literal["stdout", "stderr"], int] = Field(default_factory=dict)
+    """How many bytes were stored of a stream that the command has emptied: nothing that it wrote there later is."""
 
 
 class CommandPlace(Message):

@@ -125,7 +125,8 @@ class OutputFiles(Message):
     stdout: str
     stderr: str
     whole: bool = True
-    """False when the session's storage had no room for all of it: what is there is the beginning of each stream."""
+    """False when only the beginning of a stream is there: the session's storage had no room for more of it, the command
+    wrote far more than it may, or emptied it after that was stored. The result's `hint` says which."""
 
 
 class ExecResult(Message):

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sandhold.contracts.names import call_folder, output_folder
@@ -87,6 +88,11 @@ class SegmentWriter:
     def unseen(self) -> bool:
         """Whether there are bytes that readers cannot see yet."""
         return self.whole and len(self._rest) > (self._part_bytes or 0)
+
+    def go_on_behind(self, part: bytes) -> None:
+        """Go on behind what an earlier writer has stored of the segment at `offset`. Only before anything was taken."""
+        self._rest += part
+        self._part_bytes = len(part)
 
     async def take(self, data: bytes) -> None:
         """Take the bytes at `offset`. All full segments are in storage when this returns, unless the stream is cut."""
@@ -163,6 +169,16 @@ class SegmentWriter:
         await self._storage.put_bytes(self._session_id, path, data)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How far a stream is stored, from its beginning without a gap."""
+
+    full_bytes: int = 0
+    """In full segments: where a writer may go on."""
+    size: int = 0
+    """In all: what readers see."""
+
+
 class SegmentReader:
     """Reads streams while they grow and afterwards. Holds one segment at a time."""
 
@@ -196,29 +212,20 @@ class SegmentReader:
 
     async def size(self, session_id: str, call_id: str, stream: Stream) -> int:
         """Bytes that are stored so far, from the beginning of the stream without a gap."""
-        folder = output_folder(call_id, stream)
-        sizes: dict[int, int] = {}
-        async for name, size in self._storage.list(session_id, folder):
-            digits = name.removesuffix(PART_SUFFIX)
-            if digits.isdecimal():
-                # A part that a late writer left may lie beside the final segment.
-                sizes[int(digits)] = max(size, sizes.get(int(digits), 0))
-        end = 0
-        while size := sizes.get(end, 0):
-            end += size
-            if size < SEGMENT_BYTES:
-                break
-        return end
+        segments: dict[int, int] = {}
+        async for name, size in self._storage.list(session_id, output_folder(call_id, stream)):
+            _note(segments, name, size)
+        return _extent(segments).size
 
-    async def full_bytes(self, session_id: str, call_id: str) -> dict[Stream, int]:
-        """Bytes of each stream that lie in full segments from its beginning on: where a writer may go on. One list."""
+    async def extents(self, session_id: str, call_id: str) -> dict[Stream, Extent]:
+        """How far each stream is stored. One list."""
         folders: dict[str, Stream] = {"stdout": "stdout", "stderr": "stderr"}
-        full: dict[Stream, set[int]] = {"stdout": set(), "stderr": set()}
-        async for name, size in self._storage.list(session_id, f"calls/{call_folder(call_id)}"):
-            folder, _, digits = name.partition("/")
-            if folder in folders and digits.isdecimal() and size == SEGMENT_BYTES:
-                full[folders[folder]].add(int(digits))
-        return {stream: _end_of(offsets) for stream, offsets in full.items()}
+        segments: dict[Stream, dict[int, int]] = {"stdout": {}, "stderr": {}}
+        async for path, size in self._storage.list(session_id, f"calls/{call_folder(call_id)}"):
+            folder, _, name = path.partition("/")
+            if folder in folders:
+                _note(segments[folders[folder]], name, size)
+        return {stream: _extent(found) for stream, found in segments.items()}
 
     async def _segment(self, session_id: str, path: str) -> bytes:
         """The bytes of the segment so far; none if it does not exist."""
@@ -232,9 +239,17 @@ class SegmentReader:
         return await self._storage.get_bytes(session_id, path) or b""
 
 
-def _end_of(offsets: set[int]) -> int:
-    """Where the row of full segments that begins at 0 ends."""
-    end = 0
-    while end in offsets:
-        end += SEGMENT_BYTES
-    return end
+def _note(segments: dict[int, int], name: str, size: int) -> None:
+    """Note the size of the segment, by its offset, if `name` is one's."""
+    digits = name.removesuffix(PART_SUFFIX)
+    if digits.isdecimal():
+        # A part that a late writer left may lie beside the final segment.
+        segments[int(digits)] = max(size, segments.get(int(digits), 0))
+
+
+def _extent(segments: dict[int, int]) -> Extent:
+    """How far the row of segments reaches that begins at 0. Only a segment that is final is ever full."""
+    full = 0
+    while segments.get(full) == SEGMENT_BYTES:
+        full += SEGMENT_BYTES
+    return Extent(full, full + segments.get(full, 0))

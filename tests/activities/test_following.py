@@ -166,7 +166,7 @@ async def test_a_follower_that_takes_over_asks_only_for_what_is_not_in_storage(
     await asyncio.sleep(1)
     await commands.stop(place.call_id, grace_s=0)
     told = await follower
-    assert asked[0] == Position(place.call_id, 3 * SEGMENT_BYTES, SEGMENT_BYTES)
+    assert asked[0] == Position(place.call_id, size, SEGMENT_BYTES)
     assert told.stored[place.call_id] == StoredOutput(stdout_bytes=3 * SEGMENT_BYTES, stderr_bytes=SEGMENT_BYTES)
     assert len(await commands.stored(place.call_id)) == size
 
@@ -267,15 +267,149 @@ async def test_many_commands_share_a_follower_and_keep_their_output_apart(comman
 async def test_output_that_the_command_has_emptied_is_not_mixed_with_what_it_writes_then(commands: Commands) -> None:
     script = "echo the first lines; sleep 2; echo x >/dev/stdout; sleep 1.5; echo other and longer lines; echo err >&2"
     place = await commands.leave(script, background=True)
-    follower = following(commands, [place])
-    assert await until_stored(commands, place.call_id, 16) == b"the first lines\n"
-    (progress,) = (await follower).ended
-    result = await commands.result(progress)
+    result = await commands.follow_to_the_end(place)
     assert await commands.stored(place.call_id) == b"the first lines\n"
     assert await commands.stored(place.call_id, "stderr") == b"err\n"
     assert (result.status, result.stdout) == ("completed", "x\nother and longer lines\n")
-    assert "emptied its own stdout after 16 bytes" in (result.hint or "")
+    assert result.output_files is not None
+    assert not result.output_files.whole
+    assert "emptied its own stdout: only the first 16 bytes" in (result.hint or "")
     assert "> /dev/stderr" in (result.hint or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Emptying:
+    """A command that writes, and later empties its output, and later writes more than before."""
+
+    commands: Commands
+    place: CommandPlace
+    size: int
+
+    @classmethod
+    async def begun(cls, commands: Commands, size: int) -> Emptying:
+        call_id = new_call_id()
+        script = (
+            f"head -c {size} /dev/zero; until [ -e {call_id}-empty ]; do sleep 0.05; done; : >/dev/stdout; "
+            f"until [ -e {call_id}-more ]; do sleep 0.05; done; head -c {size + SEGMENT_BYTES} /dev/zero | tr '\\0' B; "
+            f"touch {call_id}-told; sleep 60"
+        )
+        return cls(commands, await commands.leave(script, call_id=call_id, background=True), size)
+
+    async def empty(self) -> None:
+        at = f".sandhold/calls/{self.place.call_id}/stdout"
+        await self.commands.sh(f"touch {self.place.call_id}-empty; while [ -s {at} ]; do sleep 0.05; done")
+
+    async def write_more(self) -> None:
+        name = self.place.call_id
+        await self.commands.sh(f"touch {name}-more; until [ -e {name}-told ]; do sleep 0.05; done")
+
+    async def is_told_as_cut(self, place: CommandPlace) -> None:
+        await self.commands.stop(place.call_id, grace_s=0)
+        result = await self.commands.follow_to_the_end(place)
+        assert await self.commands.stored(place.call_id) == bytes(self.size)
+        assert result.stdout_bytes == self.size + SEGMENT_BYTES
+        assert result.output_files is not None
+        assert not result.output_files.whole
+        assert f"only the first {self.size} bytes" in (result.hint or "")
+
+
+@pytest.mark.parametrize("size", [16, SEGMENT_BYTES, SEGMENT_BYTES + 500_000])
+async def test_no_later_follower_mixes_output_that_the_command_has_emptied(commands: Commands, size: int) -> None:
+    other = await commands.leave("sleep 60", background=True)
+    emptying = await Emptying.begun(commands, size)
+    follower = following(commands, [emptying.place, other])
+    await until_stored(commands, emptying.place.call_id, size)
+    await emptying.empty()
+    told = await follower
+    assert told.ended == [], "it is on record before anything else happens"
+    assert told.stored[emptying.place.call_id].emptied_at == {"stdout": size}
+    await emptying.write_more()
+    place = emptying.place.model_copy(update={"stored": told.stored[emptying.place.call_id]})
+    follower = following(commands, [place, other])
+    await commands.stop(other.call_id, grace_s=0)
+    told = await follower
+    assert [progress.call_id for progress in told.ended] == [other.call_id]
+    await emptying.is_told_as_cut(place.model_copy(update={"stored": told.stored[place.call_id]}))
+
+
+async def test_a_retry_knows_by_the_heartbeats_of_the_attempt_before_what_was_emptied(commands: Commands) -> None:
+    emptying = await Emptying.begun(commands, 16)
+    environment = ActivityEnvironment()
+    beats: list[Any] = []
+    environment.on_heartbeat = lambda *told: beats.__setitem__(slice(None), told)
+    follower = following(commands, [emptying.place], environment)
+    await until_stored(commands, emptying.place.call_id, 16)
+    await emptying.empty()
+    told = await follower
+    await emptying.write_more()
+    details = [{call_id: stored.model_dump() for call_id, stored in told.stored.items()}]
+    assert beats[0].keys() == details[0].keys()
+    again = ActivityEnvironment()
+    again.info = dataclasses.replace(again.info, heartbeat_details=details)
+    told = await following(commands, [emptying.place], again)
+    assert told.stored[emptying.place.call_id].emptied_at == {"stdout": 16}, "the workflow does not know it yet"
+    await emptying.is_told_as_cut(emptying.place.model_copy(update={"stored": told.stored[emptying.place.call_id]}))
+
+
+@pytest.mark.parametrize("size", [16, SEGMENT_BYTES + 500_000])
+async def test_output_that_was_emptied_while_nobody_followed_is_noticed_by_what_is_stored(
+    commands: Commands, size: int
+) -> None:
+    emptying = await Emptying.begun(commands, size)
+    follower = following(commands, [emptying.place])
+    await until_stored(commands, emptying.place.call_id, size)
+    await crash(follower)
+    await emptying.empty()
+    told = await following(commands, [emptying.place])
+    assert told.stored[emptying.place.call_id].emptied_at == {"stdout": size}
+    await emptying.write_more()
+    await emptying.is_told_as_cut(emptying.place.model_copy(update={"stored": told.stored[emptying.place.call_id]}))
+
+
+async def test_output_that_is_cut_short_after_the_end_was_told_is_not_asked_for_for_ever(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that was left behind: so much as there was at the end never comes."""
+    place = await commands.leave(f"head -c {6 * SEGMENT_BYTES} /dev/zero; sleep 0.5", background=True)
+    await commands.sh(f"until [ -e .sandhold/calls/{place.call_id}/ended.* ]; do sleep 0.05; done")
+    ask = commands.following._launcher.ask
+    states: list[str] = []
+
+    async def cut(ref: SandboxRef, order: LauncherRequest, **options: Any) -> Answer:
+        answer = await ask(ref, order, **options)
+        if not states:
+            await commands.sh(f"truncate -s {4 * SEGMENT_BYTES} .sandhold/calls/{place.call_id}/stdout")
+        states.extend(report.state for report in answer.reports)
+        assert len(states) < 20, "asked again and again"
+        return answer
+
+    monkeypatch.setattr(commands.following._launcher, "ask", cut)
+    (progress,) = await commands.follow([place])
+    result = await commands.result(progress)
+    stored = await commands.stored(place.call_id)
+    assert states[0] == "ended"
+    assert SEGMENT_BYTES <= len(stored) <= 4 * SEGMENT_BYTES
+    assert (result.status, result.stdout_bytes) == ("completed", 6 * SEGMENT_BYTES)
+    assert f"only the first {len(stored)} bytes" in (result.hint or "")
+
+
+async def test_output_beyond_what_may_be_taken_that_is_cut_short_is_news_once(commands: Commands) -> None:
+    place = await commands.leave(f"truncate -s {8 * SEGMENT_BYTES} /dev/stdout; sleep 60", background=True)
+    place = place.model_copy(update={"cap_bytes": SEGMENT_BYTES})
+    kept = SEGMENT_BYTES + following_module.BEYOND_CAP_BYTES
+    follower = following(commands, [place])
+    await until_stored(commands, place.call_id, kept)
+    await asyncio.sleep(0.5)
+    await commands.sh(f"truncate -s {4 * SEGMENT_BYTES} .sandhold/calls/{place.call_id}/stdout")
+    async with asyncio.timeout(20):
+        told = await follower
+    assert told.stored[place.call_id].emptied_at == {"stdout": kept}
+    place = place.model_copy(update={"stored": told.stored[place.call_id]})
+    follower = following(commands, [place])
+    await commands.stop(place.call_id, grace_s=0)
+    (progress,) = (await follower).ended
+    assert progress.status == "cancelled"
+    assert len(await commands.stored(place.call_id)) == kept
 
 
 async def test_what_a_left_behind_process_writes_is_not_waited_for(commands: Commands) -> None:

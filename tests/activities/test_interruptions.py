@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.interruptions import InterruptionActivities
 from activities.output import AUTO_FAILURE_BYTES
 from sandhold.contracts.calls import LEDGER_RESULT_LIMIT_BYTES, json_bytes
-from sandhold.contracts.steps import CommandPlace, CommandProgress, SandboxRef, TellInterruptedStep
+from sandhold.contracts.steps import CommandPlace, CommandProgress, SandboxRef, StoredOutput, TellInterruptedStep
 from sandhold.contracts.tools import ExecResult
 from sandhold.storage import SegmentWriter, SessionStorage, Stream
 from sandhold.storage.segments import SEGMENT_BYTES
@@ -67,6 +67,15 @@ async def test_what_was_stored_is_told_and_counted(storage: SessionStorage) -> N
     assert result.output_files is not None
     assert result.output_files.stdout == f"calls/{command.call_id}/stdout"
     assert "not run again" in (result.hint or "")
+
+
+async def test_output_that_the_command_had_emptied_is_told_as_cut(storage: SessionStorage) -> None:
+    command = place(stored=StoredOutput(emptied_at={"stdout": 8}))
+    await store(storage, command, "stdout", b"one\ntwo\n")
+    result = await result_of(storage, (await tell(storage, command))[0])
+    assert result.output_files is not None
+    assert not result.output_files.whole
+    assert "emptied its own stdout: only the first 8 bytes" in (result.hint or "")
 
 
 async def test_a_command_of_which_nothing_was_stored_is_told_as_well(storage: SessionStorage) -> None:

@@ -15,6 +15,7 @@ from activities.launcher import (
     CallReport,
     Position,
     Slice,
+    TornAnswer,
     clean_request,
     follow_request,
     read_request,
@@ -302,3 +303,70 @@ async def test_a_follower_is_told_that_output_has_become_shorter_than_it_knows(m
     assert (await machine.ask(unwanted)).reports == []
     (report,) = (await machine.ask(stop_request(call_id, grace_s=1))).reports
     assert report.reopens_output
+
+
+def break_programs(machine: Machine, *names: str) -> None:
+    """They fail without a word, as where the system has no process or no memory for them."""
+    for name in names:
+        program = machine.home.parent / "bin" / name
+        program.write_text("#!/bin/sh\nexit 1\n")
+        program.chmod(0o755)
+
+
+def mend_programs(machine: Machine, *names: str) -> None:
+    for name in names:
+        (machine.home.parent / "bin" / name).unlink()
+
+
+async def test_output_whose_size_cannot_be_found_is_not_taken_for_emptied(machine: Machine) -> None:
+    call_id = new_call_id()
+    await machine.run("echo some lines of output; sleep 60", call_id=call_id, wait_s=0.2)
+    known = follow_request([Position(call_id, 21, 0)], wait_s=0.1, budget_bytes=99)
+    nothing_known = follow_request([Position(call_id)], wait_s=1, budget_bytes=99)
+    break_programs(machine, "stat")
+    assert (await machine.ask(known)).reports == [], "there is another way to find it"
+    (report,) = (await machine.ask(nothing_known)).reports
+    assert report.stdout_slice == Slice(21, 0, b"some lines of output\n")
+    break_programs(machine, "wc")
+    for request in (known, read_request(Position(call_id), Position(call_id), wait_s=0, budget_bytes=99)):
+        with pytest.raises(TornAnswer):
+            await machine.ask(request)
+    mend_programs(machine, "stat", "wc")
+    assert (await machine.ask(known)).reports == []
+    await machine.ask(stop_request(call_id, grace_s=0))
+
+
+async def test_the_size_of_ended_output_is_told_right_or_not_at_all(machine: Machine) -> None:
+    call_id = new_call_id()
+    await machine.run("echo some lines of output", call_id=call_id)
+    again = machine.request("echo some lines of output", call_id=call_id, again=True)
+    break_programs(machine, "od")
+    (report,) = (await machine.ask(again)).reports
+    assert (report.stdout.size, report.stdout.head) == (21, b"some lines of output\n")
+    break_programs(machine, "stat", "wc")
+    for request in (again, follow_request([Position(call_id)], wait_s=0, budget_bytes=99)):
+        with pytest.raises(TornAnswer):
+            await machine.ask(request)
+    mend_programs(machine, "od", "stat", "wc")
+    (report,) = (await machine.ask(again)).reports
+    assert (report.exit_code, report.stdout.size) == (0, 21)
+
+
+@pytest.mark.parametrize("instead", ["mkfifo pipe && ln -s ~/pipe", "mkdir pipe && ln -s ~/pipe", "ln -s /dev/zero"])
+async def test_what_a_command_puts_in_the_place_of_its_output_holds_up_no_request(
+    machine: Machine, instead: str
+) -> None:
+    call_id = new_call_id()
+    stdout = f"~/.sandhold/calls/{call_id}/stdout"
+    script = f"echo some; rm {stdout}; {instead} {stdout}; echo err >&2; sleep 60"
+    await machine.run(script, call_id=call_id, wait_s=0.2)
+    async with asyncio.timeout(20):
+        report = await followed(machine, Position(call_id, 5, 0))
+        while report.stderr_slice is None or not report.stderr_slice.size:
+            report = await followed(machine, Position(call_id, 5, 0))
+        assert report.stdout_slice == Slice(0, 5)
+        read = read_request(Position(call_id), Position(call_id), wait_s=5, budget_bytes=99)
+        (report,) = (await machine.ask(read)).reports
+        assert (report.stdout_slice, report.stderr_slice) == (Slice(0, 0), Slice(4, 0, b"err\n"))
+        (report,) = (await machine.ask(stop_request(call_id, grace_s=0))).reports
+    assert report.reason == "cancelled"

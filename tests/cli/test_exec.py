@@ -89,6 +89,24 @@ async def test_output_comes_while_the_command_runs_and_the_exit_code_is_its_own(
     assert await live.finished() == Finished(5, "end\n", "")
 
 
+async def test_a_command_that_empties_its_output_keeps_its_exit_code_and_the_loss_is_told(
+    session: Session, env: Mapping[str, str]
+) -> None:
+    script = (
+        "echo 'Building it all' >/dev/stderr; until [ -e go ]; do sleep 0.1; done; "
+        "echo Done >/dev/stderr; sleep 1; echo 'warning: some files were not found' >/dev/stderr; exit 3"
+    )
+    live = await Live.exec(session, "--call-id", "emptying", "--", script, env=env)
+    assert await live.line(live.err) == "Building it all\n"
+    await session.write_file("box", "go", "")
+    ended = await live.finished()
+    assert (ended.code, ended.out) == (3, "")
+    assert "not all of the output was kept" in ended.err
+    assert "only the first 16 bytes" in ended.err
+    told = [chunk.data async for chunk in session.command("box", "emptying").output()]
+    assert b"".join(told) == b"Building it all\n"
+
+
 async def test_words_bytes_timeouts_and_missing_sandboxes(session: Session, env: Mapping[str, str]) -> None:
     def run_in(box: str, *words: str) -> asyncio.Task[Finished]:
         return asyncio.create_task(run("exec", session.session_id, box, *words, env=env))

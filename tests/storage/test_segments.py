@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sandhold.contracts.names import call_folder
 from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage
 from sandhold.storage import segments as segments_module
-from sandhold.storage.segments import SEGMENT_BYTES, segment_path
+from sandhold.storage.segments import SEGMENT_BYTES, Extent, segment_path
 
 SESSION = "s-1"
 
@@ -140,15 +140,16 @@ async def test_a_gap_ends_what_there_is(storage: SessionStorage) -> None:
 
 
 @pytest.mark.parametrize("call_id", ["c", "..", "a:b"])
-async def test_the_full_segments_of_both_streams_are_found_by_one_list(
+async def test_how_far_both_streams_are_stored_is_found_by_one_list(
     storage: SessionStorage, monkeypatch: pytest.MonkeyPatch, call_id: str
 ) -> None:
     reader = SegmentReader(storage)
-    assert await reader.full_bytes(SESSION, call_id) == {"stdout": 0, "stderr": 0}
+    assert await reader.extents(SESSION, call_id) == {"stdout": Extent(), "stderr": Extent()}
     new = writer(storage, call_id=call_id)
     await new.take(b"x" * (2 * SEGMENT_BYTES + 1))
     await new.flush()
-    assert await reader.full_bytes(SESSION, call_id) == {"stdout": 2 * SEGMENT_BYTES, "stderr": 0}
+    reach = {"stdout": Extent(2 * SEGMENT_BYTES, 2 * SEGMENT_BYTES + 1), "stderr": Extent()}
+    assert await reader.extents(SESSION, call_id) == reach
     await new.finish()
     await storage.put_bytes(SESSION, segment_path(call_id, "stdout", 3 * SEGMENT_BYTES), b"x" * SEGMENT_BYTES)
     await storage.put_bytes(SESSION, segment_path(call_id, "stderr", SEGMENT_BYTES), b"x" * SEGMENT_BYTES)
@@ -162,7 +163,7 @@ async def test_the_full_segments_of_both_streams_are_found_by_one_list(
         return listed(session_id, folder)
 
     monkeypatch.setattr(storage, "list", counted)
-    assert await reader.full_bytes(SESSION, call_id) == {"stdout": 2 * SEGMENT_BYTES, "stderr": 0}
+    assert await reader.extents(SESSION, call_id) == reach
     assert lists == 1
 
 
