@@ -64,6 +64,11 @@ class StreamEnd:
     said: bytes
     """The beginning of what it wrote to stderr; of one that reads the stream, to stdout as well."""
 
+    @property
+    def is_said_cut(self) -> bool:
+        """Whether it may have said more than was kept."""
+        return len(self.said) >= SAID_BYTES
+
 
 @dataclass
 class Spool:
