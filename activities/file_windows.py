@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+from activities.media_types import media_type
 from sandhold.contracts.tools import ReadFileResult
 
 WINDOW_BOUND_BYTES = 256 * 1024
@@ -16,7 +17,7 @@ _LONGEST_CHARACTER = 4
 def shown_file(path: str, data: bytes, offset: int, limit: int) -> ReadFileResult:
     """The window of a file that is known as a whole."""
     if not is_text(data):
-        return _binary(path, data, len(data))
+        return _binary(path, data, len(data), media_type(path, data))
     lines = _lines(data)
     window = b"".join(lines[offset : offset + limit])
     return _text(path, window, len(data), len(lines), offset, limit)
@@ -26,7 +27,7 @@ def shown_window(path: str, window: bytes, size: int, total_lines: int, offset: 
     """The window of a larger file: its lines from `offset` on, at most `limit`, cut after WINDOW_BOUND_BYTES + 1."""
     was_cut = len(window) > WINDOW_BOUND_BYTES
     if not is_text(_whole_characters(window) if was_cut else window):
-        return _binary(path, None, size)
+        return _binary(path, None, size, media_type(path, b"" if offset else window))
     return _text(path, window, size, total_lines, offset, limit)
 
 
@@ -93,15 +94,17 @@ def _whole_characters(data: bytes) -> bytes:
     return data
 
 
-def _binary(path: str, data: bytes | None, size: int) -> ReadFileResult:
+def _binary(path: str, data: bytes | None, size: int, kind: str) -> ReadFileResult:
     if data is not None and size <= BINARY_LIMIT_BYTES:
         content = base64.b64encode(data).decode()
-        return ReadFileResult(path=path, content=content, encoding="base64", bytes=size)
+        return ReadFileResult(path=path, content=content, encoding="base64", bytes=size, media_type=kind)
     return ReadFileResult(
         path=path,
         encoding="base64",
         bytes=size,
+        media_type=kind,
         truncated=True,
         hint=f"Not text (it holds NUL or is not UTF-8), and above {BINARY_LIMIT_BYTES} bytes nothing of such a file "
-        "is returned. Look at parts of it with daytona_exec, for example with `head -c`, `od` or `strings`.",
+        "is returned. Bring it to session storage with daytona_download_workspace, or look at parts of it with "
+        "daytona_exec, for example with `head -c`, `od` or `strings`.",
     )

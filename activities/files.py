@@ -192,7 +192,7 @@ def _refusal(answer: ScriptAnswer, path: str) -> ToolFailure:
     if answer.kind == "changed":
         return ToolFailure(
             ErrorCode.CONFLICT,
-            f"an earlier attempt began to append to {path}, and the file has been changed since",
+            f"an attempt began to append to {path}, and others have changed the file since",
             hint="Read the file to see whether the content is there.",
             ambiguous=True,
         )

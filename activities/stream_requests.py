@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -63,6 +63,11 @@ class StreamEnd:
     exit_code: int
     said: bytes
     """The beginning of what it wrote to stderr; of one that reads the stream, to stdout as well."""
+
+    @property
+    def is_said_cut(self) -> bool:
+        """Whether it may have said more than was kept."""
+        return len(self.said) >= SAID_BYTES
 
 
 @dataclass
@@ -139,13 +144,19 @@ class StreamRequests:
             )
 
         async def download() -> bytes:
-            return b"".join([piece async for piece in self.download(spool, "said")])
+            said = b""
+            async with aclosing(self.download(spool, "said")) as pieces:
+                async for piece in pieces:
+                    said += piece[: SAID_BYTES - len(said)]
+                    if len(said) == SAID_BYTES:
+                        break  # whatever the sandbox has made of the file
+            return said
 
         said = b"" if size == "0" else await again_and_again(download)
         spool.end = StreamEnd(int(code), said)
         return spool.end
 
-    async def download(self, spool: Spool, name: str) -> AsyncIterator[bytes]:
+    async def download(self, spool: Spool, name: str) -> AsyncGenerator[bytes]:
         """The bytes of a file of the spool. Raises as `ProviderAccess.toolbox`, and StreamBroken when it has gone."""
         path = f"{spool.path}/{name}"
         try:

@@ -51,7 +51,8 @@ class WorkspaceActivities:
         async with heartbeats(lambda: _so_far(download)), self._places:
             try:
                 asked = await arguments_of(self._storage, step, ToolName.DOWNLOAD_WORKSPACE, DownloadWorkspaceArguments)
-                download = WorkspaceDownload(
+                download = await asyncio.to_thread(
+                    WorkspaceDownload,
                     self._streams,
                     self._storage.files(step.ref.session_id),
                     Quota(step.ref.storage_quota_bytes, step.file_quota_bytes),

@@ -5,8 +5,8 @@
 #   sandhold-end
 #
 # KIND is `written`, `need-upload` (no base64 here: send the content as a file), `damaged` (the content did not
-# arrive whole), `directory`, `special`, `changed` (an earlier attempt began to append, and the file does not
-# tell how far it came) or `failed`. In the environment: SANDHOLD_PATH (absolute), SANDHOLD_MODE (octal or
+# arrive whole), `directory`, `special`, `changed` (a part may be appended, and others have changed the file
+# since, so that it does not tell) or `failed`. In the environment: SANDHOLD_PATH (absolute), SANDHOLD_MODE (octal or
 # empty), SANDHOLD_APPEND (0 or 1), SANDHOLD_CALL (the call's folder name), SANDHOLD_SIZE (bytes of content),
 # SANDHOLD_SHA256 (of the content), and the content as SANDHOLD_DATA (base64) or as the file SANDHOLD_UPLOAD.
 
@@ -103,7 +103,10 @@ if [ "$SANDHOLD_APPEND" = 0 ]; then
     # The new content replaces the old in one step: nobody ever sees half of it.
     # Named from inside the folder: a path as long as Linux takes leaves no room for a longer name beside the file's.
     why=$(cd -P "${folder:-/}" 2>&1) && cd -P "${folder:-/}" || fail "$why"
-    temporary=.sandhold-$$-$SANDHOLD_CALL
+    # An attempt that was killed has left its own behind. One that still lives, where no lock can be had, then finds
+    # nothing to put in place. No call id has a ~.
+    rm -f ".sandhold-$SANDHOLD_CALL"~*
+    temporary=.sandhold-$SANDHOLD_CALL~$$
     why=$({ content >"$temporary"; } 2>&1) || fail "$(reason $? "$why")"
     [ "$(size_of "$temporary")" -eq "$SANDHOLD_SIZE" ] || answer 'damaged 0 -' ''
     mode=$SANDHOLD_MODE
@@ -113,20 +116,26 @@ if [ "$SANDHOLD_APPEND" = 0 ]; then
     finish
 fi
 
-# Appending writes in place, as a program that holds the file open expects. The size before is on record
-# before the first byte is added, so that a later attempt sees what an earlier one did.
-have=0
-[ -e "$target" ] && have=$(size_of "$target")
-if [ -f "$call/append" ]; then
-    before=$(cat "$call/append")
+# How many bytes behind $before are ours, and the content's beginning; fails when there is anything else.
+is_ours() {
+    have=0
+    [ ! -e "$target" ] || have=$(size_of "$target")
     added=$((have - before))
-    [ "$added" -ge 0 ] || answer 'changed 0 -' ''
+    [ "$added" -ge 0 ] || return 1
     [ "$added" -le "$SANDHOLD_SIZE" ] || added=$SANDHOLD_SIZE
     there=$(tail -c "+$((before + 1))" "$target" 2>/dev/null | head -c "$added" | sum)
     ours=$(content | head -c "$added" | sum)
-    [ "$there" = "$ours" ] || answer 'changed 0 -' ''
+    [ "$there" = "$ours" ]
+}
+
+# Appending writes in place, as a program that holds the file open expects. The size before is on record
+# before the first byte is added, so that a later attempt sees what an earlier one did.
+if [ -f "$call/append" ]; then
+    before=$(cat "$call/append")
+    is_ours || answer 'changed 0 -' ''
 else
-    before=$have
+    before=0
+    [ ! -e "$target" ] || before=$(size_of "$target")
     added=0
     why=$({ printf '%s\n' "$before" >"$call/append.$$" && mv -f "$call/append.$$" "$call/append"; } 2>&1) || fail "$why"
 fi
@@ -135,7 +144,8 @@ is_new=
 why=$({ content | tail -c "+$((added + 1))" >>"$target"; } 2>&1)
 code=$?
 if [ "$code" -ne 0 ] || [ "$(size_of "$target")" -lt "$((before + SANDHOLD_SIZE))" ]; then
-    # Nothing half-written stays: back to the size before.
+    # Nothing half-written stays: back to the size before, unless others have appended meanwhile.
+    is_ours && [ "$have" -le "$((before + SANDHOLD_SIZE))" ] || answer 'changed 0 -' ''
     if [ -n "$is_new" ]; then
         rm -f "$target"
     else

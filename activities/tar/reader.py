@@ -10,9 +10,12 @@ from activities.tar.entries import BLOCK, EntryKind, TarBroken, TarEntry, checks
 
 NAME_LIMIT_BYTES = 64 * 1024
 """Of a name or a set of pax records: sixteen times the longest path that Linux knows."""
+GLOBAL_LIMIT_BYTES = 1024 * 1024
+"""Of all pax records of an archive that are for every entry; most have a hundred bytes of them."""
 HOLES_LIMIT = 1_000_000
 """Stretches of data between the holes of one file; 16 bytes of memory each."""
 _NUMBER_LIMIT = 2**62
+_LONGEST_LENGTH = 20
 _ZERO_BLOCK = bytes(BLOCK)
 
 _KINDS = {
@@ -28,6 +31,11 @@ _KINDS = {
     b"6": EntryKind.FIFO,
 }
 _WITHOUT_CONTENT = frozenset(b"123456")
+_EXTENDED = (b"L", b"K", b"x", b"g")
+_SPARSE = b"GNU.sparse."
+"""What the pax records of a file with holes begin with."""
+_RECORDS = frozenset((b"path", b"linkpath", b"size", b"mtime"))
+"""Those that mean something here."""
 
 
 class Visitor(Protocol):
@@ -51,7 +59,8 @@ class Visitor(Protocol):
 
 
 class TarReader:
-    """Takes the stream in pieces of any size. Holds less than a block of it, and the extended header of one entry."""
+    """Takes the stream in pieces of any size. Holds less than a block of it, and the extended headers of one entry: at
+    most one of each kind, and no more than GLOBAL_LIMIT_BYTES of what is for every entry."""
 
     def __init__(self, visitor: Visitor) -> None:
         self._visitor = visitor
@@ -70,7 +79,10 @@ class TarReader:
         self._map: array[int] | None = None
         self._sparse: TarEntry | None = None
         self._sparse_payload = 0
-        self._blocks = b""
+        self._blocks: list[bytes] = []
+        self._extended = b""
+        """The kinds of extended headers that have come for the next entry."""
+        self._global_left = GLOBAL_LIMIT_BYTES
         self._is_complete = False
 
     def feed(self, data: bytes) -> None:
@@ -121,13 +133,11 @@ class TarReader:
     def _header(self, block: bytes) -> None:
         if checksum(block[:148], block[156:]) != _number(block[148:156]) % 65521:
             raise TarBroken("a header is damaged")
-        self._blocks = self._blocks + block if self._blocks else block
+        self._blocks.append(block)
         kind = block[156:157]
         size = _number(block[124:136])
-        if kind == b"L" or kind == b"K":
-            self._gather(size, self._take_long_name if kind == b"L" else self._take_long_link)
-        elif kind == b"x" or kind == b"g":
-            self._gather(size, self._take_pax if kind == b"x" else self._take_global_pax)
+        if kind in _EXTENDED:
+            self._extended_header(kind, size)
         elif kind == b"S":
             self._sparse_header(block, size)
         else:
@@ -158,8 +168,9 @@ class TarReader:
         kind_of_entry = _KINDS.get(kind, EntryKind.OTHER)
         if kind_of_entry is EntryKind.FILE and name.endswith(b"/"):
             kind_of_entry = EntryKind.DIRECTORY  # by tars from before there was a type
-        blocks, self._blocks = self._blocks, b""
-        entry = TarEntry(name, kind_of_entry, _number(block[100:108]), _number(block[136:148]), size, link, blocks)
+        blocks, self._blocks, self._extended = self._blocks, [], b""
+        came = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        entry = TarEntry(name, kind_of_entry, _number(block[100:108]), _number(block[136:148]), size, link, came)
         if self._pax or self._global_pax:
             self._apply_pax(entry)
         return entry
@@ -180,29 +191,35 @@ class TarReader:
 
     # Extended headers.
 
-    def _gather(self, size: int, take: Callable[[bytes], None]) -> None:
+    def _extended_header(self, kind: bytes, size: int) -> None:
         if size > NAME_LIMIT_BYTES:
             raise TarBroken(f"a name of {size} bytes")
+        if kind == b"g":
+            self._global_left -= BLOCK + size
+            if self._global_left < 0:
+                raise TarBroken("its global headers are too long")
+        elif kind in self._extended:
+            raise TarBroken("an entry has two extended headers of the same kind")
+        else:
+            self._extended += kind
         gathered = bytearray()
 
         def finish() -> None:
             data = bytes(gathered)
-            self._blocks += data + bytes(-size % BLOCK)
-            take(data)
+            self._blocks += (data, bytes(-size % BLOCK))
+            self._take_extended(kind, data)
 
         self._expect(size, gathered.extend, finish)
 
-    def _take_long_name(self, data: bytes) -> None:
-        self._long_name = _text(data)
-
-    def _take_long_link(self, data: bytes) -> None:
-        self._long_link = _text(data)
-
-    def _take_pax(self, data: bytes) -> None:
-        self._pax = _records(data)
-
-    def _take_global_pax(self, data: bytes) -> None:
-        self._global_pax.update(_records(data))
+    def _take_extended(self, kind: bytes, data: bytes) -> None:
+        if kind == b"L":
+            self._long_name = _text(data)
+        elif kind == b"K":
+            self._long_link = _text(data)
+        elif kind == b"x":
+            self._pax = _records(data)
+        else:
+            self._global_pax.update(_records(data))
 
     def _apply_pax(self, entry: TarEntry) -> None:
         records = {**self._global_pax, **self._pax}
@@ -213,7 +230,7 @@ class TarReader:
             entry.size = _decimal(records[b"size"])
         if b"mtime" in records:
             entry.mtime = max(0, _decimal(records[b"mtime"].partition(b".")[0].replace(b"-", b"0")))
-        if any(name.startswith(b"GNU.sparse.") for name in records):
+        if _SPARSE in records:
             entry.kind = EntryKind.OTHER  # its content is not the file's
 
     # Files with holes, as GNU tar writes them: a map of the stretches of data, which follow each other in the payload.
@@ -256,32 +273,33 @@ class _Filler:
     """Puts the stretches of data of a file with holes, and the holes between them, in the order of its content."""
 
     def __init__(self, visitor: Visitor, size: int, stretches: array[int], payload: int) -> None:
+        """`stretches` are in turn where one begins and how long it is. Raises TarBroken."""
         self._visitor = visitor
         self._size = size
-        self._stretches = [(offset, length) for offset, length in zip(stretches[::2], stretches[1::2], strict=True)]
+        self._stretches = stretches
         at = 0
-        for offset, length in self._stretches:
+        for index in range(0, len(stretches), 2):
+            offset, length = stretches[index], stretches[index + 1]
             if offset < at or offset + length > size:
                 raise TarBroken("the map of a file with holes is wrong")
             at = offset + length
-        if sum(length for _, length in self._stretches) != payload:
+            payload -= length
+        if payload:
             raise TarBroken("the map of a file with holes does not fit its content")
-        self._stretches.reverse()
+        self._index = 0
         self._at = 0
 
     def payload(self, piece: memoryview) -> None:
         while piece:
-            offset, length = self._stretches[-1]
-            self._hole_to(offset)
-            took = piece[:length]
+            offset, length = self._stretches[self._index], self._stretches[self._index + 1]
+            self._hole_to(offset)  # nothing once the stretch has begun
+            took = piece[: offset + length - self._at]
             if took:
                 self._visitor.content(took)
             self._at += len(took)
             piece = piece[len(took) :]
-            if len(took) == length:
-                self._stretches.pop()
-            else:
-                self._stretches[-1] = (offset + len(took), length - len(took))
+            if self._at == offset + length:
+                self._index += 2
 
     def finish(self) -> None:
         self._hole_to(self._size)
@@ -321,17 +339,22 @@ def _number(field: bytes) -> int:
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
-    """Pax records: each is `LENGTH NAME=VALUE` and a newline, where LENGTH counts all of that."""
+    """Of pax records those that mean something here: each is `LENGTH NAME=VALUE` and a newline, where LENGTH counts all
+    of that."""
     records: dict[bytes, bytes] = {}
-    while data:
-        length, blank, _ = data.partition(b" ")
-        size = _decimal(length)
-        record = data[len(length) + 1 : size]
-        name, equals, value = record.partition(b"=")
-        if not blank or not equals or not value.endswith(b"\n") or size > len(data):
+    at = 0
+    while at < len(data):
+        blank = data.find(b" ", at, at + _LONGEST_LENGTH)
+        end = at + _decimal(data[at:blank]) if blank > 0 else at
+        equals = data.find(b"=", blank, end)
+        if equals < 0 or end > len(data) or data[end - 1 : end] != b"\n":
             raise TarBroken("a pax header is damaged")
-        records[name] = value[:-1]
-        data = data[size:]
+        name = data[blank + 1 : equals]
+        if name in _RECORDS:
+            records[name] = data[equals + 1 : end - 1]
+        elif name.startswith(_SPARSE):
+            records[_SPARSE] = b""
+        at = end
     return records
 
 

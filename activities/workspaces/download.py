@@ -28,6 +28,8 @@ Out = TypeVar("Out")
 
 STEPS_AT_ONCE = 8
 """How many steps are taken before what they made is stored."""
+OUT_AT_ONCE = 10_000
+"""When they make as much as this, which may be small, fewer."""
 
 
 class _Writer(Visitor, Protocol[Out]):
@@ -40,7 +42,7 @@ class WorkspaceDownload:
     def __init__(
         self, streams: SandboxStreams, files: FileStore, quota: Quota, path: str, asked: DownloadWorkspaceArguments
     ) -> None:
-        """`path` is the directory or file in the sandbox, absolute."""
+        """`path` is the directory or file in the sandbox, absolute. To be made in a thread: patterns take a while."""
         self._streams = streams
         self._files = files
         self._quota = quota
@@ -127,7 +129,7 @@ class WorkspaceDownload:
                 more, out = await asyncio.to_thread(_several, steps, writer)
                 for each in out:
                     yield each
-        self._finish(packed, output.end)
+        await asyncio.to_thread(self._finish, packed, output.end)
 
     def _finish(self, packed: Packed, end: StreamEnd) -> None:
         """See that everything came. Raises ToolFailure when it did not, and StreamBroken where that may be chance."""
@@ -143,7 +145,7 @@ class WorkspaceDownload:
                     retryable=True,
                 ) from error
             raise StreamBroken(f"{error}; the sandbox's tar ended with {end.exit_code}: {last_words}") from error
-        self._rules.finish(end.said)
+        self._rules.finish(end.said, is_cut=end.is_said_cut)
 
     def _environment(self) -> dict[str, str]:
         operands = self._selection.operands_for_tar()
@@ -168,6 +170,7 @@ class WorkspaceDownload:
             sha256=sha256,
             files_skipped=report.skipped,
             skipped_count=report.skipped_count,
+            more_skipped=report.more_skipped,
             files_changed=report.changed,
             changed_count=report.changed_count,
             empty_directories=report.empty_directories,
@@ -181,4 +184,6 @@ def _several(steps: Iterator[None], writer: _Writer[Out]) -> tuple[bool, list[Ou
         if next(steps, writer) is writer:
             return False, out + writer.take()
         out += writer.take()
+        if len(out) >= OUT_AT_ONCE:
+            break
     return True, out

@@ -12,6 +12,11 @@ from sandhold.contracts.workspaces import LISTED_ENTRIES, SkippedEntry, SkipReas
 
 Format = Literal["files", "archive"]
 
+LONGEST_NAME_BYTES = 4095
+"""The longest path that Linux opens."""
+MOST_FOLDERS = 256
+"""One above the other; patterns are asked about each of them."""
+
 _NEVER_TAKEN: dict[EntryKind, SkipReason] = {
     EntryKind.FIFO: "fifo",
     EntryKind.DEVICE: "device",
@@ -27,6 +32,7 @@ class Report:
         self.bytes = 0
         self.skipped: list[SkippedEntry] = []
         self.skipped_count = 0
+        self.more_skipped = False
         self.changed: list[str] = []
         self.changed_count = 0
         self.empty_directories = 0
@@ -83,9 +89,12 @@ class EntryRules:
             self._clear_folder = b""
         return True
 
-    def finish(self, said: bytes) -> None:
-        """All entries have come, and this is what tar said about some."""
+    def finish(self, said: bytes, *, is_cut: bool) -> None:
+        """All entries have come, and this is what tar said about some; if it is cut, the beginning of it."""
         self._note_folder(b"", is_directory=False)
+        if is_cut:
+            said = said[: said.rfind(b"\n") + 1]
+            self._report.more_skipped = True
         for name, what in complaints(said):
             path = clean(name)
             if not path or not self._selection.takes(path, is_directory=False):
@@ -131,7 +140,15 @@ class EntryRules:
 
 
 def clean(name: bytes) -> bytes | None:
-    """The name relative to the directory, empty for the directory itself; None when it leads elsewhere."""
+    """The name relative to the directory, empty for the directory itself; None when it is no name to be taken: when it
+    leads elsewhere, or is longer than LONGEST_NAME_BYTES or below more than MOST_FOLDERS."""
+    relative = _relative(name)
+    if relative is None or len(relative) > LONGEST_NAME_BYTES or relative.count(b"/") > MOST_FOLDERS:
+        return None
+    return relative
+
+
+def _relative(name: bytes) -> bytes | None:
     if (
         name.startswith(b"./")
         and b"//" not in name
@@ -152,13 +169,16 @@ def clean(name: bytes) -> bytes | None:
 
 
 def readable(name: bytes) -> str:
-    """A name for a person; bytes that are not UTF-8 as escapes."""
-    return name.decode("utf-8", "backslashreplace")
+    """A name for a person; bytes that are not UTF-8 as escapes, and cut when it is too long for a name."""
+    shown = name[:LONGEST_NAME_BYTES].decode("utf-8", "backslashreplace")
+    return shown if len(name) <= LONGEST_NAME_BYTES else f"{shown}..."
 
 
 # GNU tar's names are escaped, colons among them; busybox's are as they are, some behind its own words.
 _GNU = re.compile(rb"tar: ((?:\\.|[^:\\])*): (.*)")
 _BUSYBOX = re.compile(rb"tar: can't (?:open|stat|read)[a-z ]* '(.*)': (.*)")
+_LONGEST_COMPLAINT_BYTES = 4 * LONGEST_NAME_BYTES + 1000
+"""Each byte of a name may be escaped, and then takes four."""
 _ESCAPE = re.compile(rb"\\([0-7]{3}|.)")
 _ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 _MEANINGS: tuple[tuple[bytes, SkipReason | Literal["changed"]], ...] = (
@@ -177,6 +197,8 @@ def complaints(said: bytes) -> list[tuple[bytes, SkipReason | Literal["changed"]
     """The entries that tar had something to say about, and what that means for them."""
     found = []
     for line in said.split(b"\n"):
+        if len(line) > _LONGEST_COMPLAINT_BYTES:
+            continue
         match = _BUSYBOX.fullmatch(line) or _GNU.fullmatch(line)
         if match is not None:
             name = _ESCAPE.sub(_unescaped, match[1])

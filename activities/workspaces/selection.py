@@ -7,8 +7,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 
-from pathspec import GitIgnoreSpec
-
+from activities.workspaces.patterns import spec_of
 from sandhold.contracts.names import WORKSPACE_PATH
 from sandhold.contracts.workspaces import LEFT_OUT_BY_DEFAULT
 
@@ -24,7 +23,8 @@ NEVER_TAKEN = (
     "/dev",
 )
 """Never taken by a download of a directory above them."""
-_REMEMBERED_FOLDERS = 20_000
+_REMEMBERED_BYTES = 4 * 1024 * 1024
+"""Of the names of folders whose answer is remembered."""
 _PLAIN = re.compile(r"[A-Za-z0-9._+@%=,-]+\Z")
 
 
@@ -46,16 +46,16 @@ class Selection:
         kept, exclude = _brought_back(defaults, exclude)
         patterns = [*kept, *exclude]
         self._include = list(include)
-        self._wanted = GitIgnoreSpec.from_lines(include) if include else None
+        self._wanted = spec_of(include) if include else None
         below = (posixpath.relpath(path, root) for path in NEVER_TAKEN)
         self._never = {OURS.encode(), *(path.encode() for path in below if not path.startswith("."))}
-        self._folders: dict[bytes, bool] = {b"": False}
+        self._forget_folders()
         brings_back = any(pattern.startswith("!") for pattern in patterns)
         # Most patterns are names, and a set of names answers in a tenth of the time.
         names = frozenset() if brings_back else frozenset(filter(_PLAIN.match, patterns))
         self._names = frozenset(name.encode() for name in names)
         others = [pattern for pattern in patterns if pattern not in names]
-        self._unwanted = GitIgnoreSpec.from_lines(others) if others else None
+        self._unwanted = spec_of(others) if others else None
 
     def takes(self, name: bytes, *, is_directory: bool) -> bool:
         """Whether the entry of this name, relative to the directory, is taken."""
@@ -91,14 +91,24 @@ class Selection:
 
     def _is_left_out(self, folder: bytes) -> bool:
         """Whether this directory is, or one above it."""
-        known = self._folders.get(folder)
-        if known is None:
-            above = folder.rpartition(b"/")[0]
-            known = self._is_left_out(above) or self._is_unwanted(folder, is_directory=True)
-            if len(self._folders) > _REMEMBERED_FOLDERS:
-                self._folders = {b"": False}
-            self._folders[folder] = known
+        asked = []
+        while (known := self._folders.get(folder)) is None:
+            asked.append(folder)
+            folder = folder.rpartition(b"/")[0]
+        for below in reversed(asked):
+            known = known or self._is_unwanted(below, is_directory=True)
+            self._remember(below, known)
         return known
+
+    def _remember(self, folder: bytes, is_left_out: bool) -> None:
+        self._remembered_bytes += len(folder)
+        if self._remembered_bytes > _REMEMBERED_BYTES:
+            self._forget_folders()
+        self._folders[folder] = is_left_out
+
+    def _forget_folders(self) -> None:
+        self._folders: dict[bytes, bool] = {b"": False}
+        self._remembered_bytes = 0
 
     def _is_unwanted(self, name: bytes, *, is_directory: bool) -> bool:
         if name in self._never or name.rpartition(b"/")[2] in self._names:

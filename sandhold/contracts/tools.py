@@ -164,6 +164,8 @@ class ReadFileResult(Message):
     encoding: Literal["text", "base64"]
     bytes: int
     """Size of the whole file."""
+    media_type: str | None = None
+    """What kind of file it is, when it is no text."""
     total_lines: int | None = None
     truncated: bool = False
     hint: str | None = None

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from sandhold.contracts.base import Message, Strict
 from sandhold.contracts.fields import SandboxId, SandboxPath, Text
 from sandhold.contracts.names import WORKSPACE_PATH
+from sandhold.contracts.patterns import fault_of
 from sandhold.contracts.session_paths import session_folder
 
 PATTERNS_LIMIT_BYTES = 32 * 1024
@@ -40,6 +41,9 @@ def _pattern(value: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError("must be valid Unicode") from error
+    fault = fault_of(value)
+    if fault is not None:
+        raise ValueError(f"is no pattern of .gitignore: it {fault}")
     return value
 
 
@@ -119,6 +123,8 @@ class DownloadWorkspaceResult(Message):
     files_skipped: list[SkippedEntry] = Field(default_factory=list)
     """What is not saved, though no pattern leaves it out; the first 200."""
     skipped_count: int = 0
+    more_skipped: bool = False
+    """More is not saved than `skipped_count` counts: the sandbox's tar said more about it than is kept."""
     files_changed: list[str] = Field(default_factory=list)
     """What is saved, but changed while it was read, so that old and new content may be mixed; the first 200."""
     changed_count: int = 0

@@ -171,6 +171,28 @@ def test_a_written_file_replaces_the_old_one_and_keeps_its_mode(shell: list[str]
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["file"], "no temporary file stays"
 
 
+def in_front(folder: Path, tool: str, script: str) -> str:
+    """A PATH on which a tool does this instead."""
+    folder.mkdir()
+    (folder / tool).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / tool).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@without_busybox
+def test_what_a_killed_write_leaves_is_gone_after_the_next_attempt(shell: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
+    other = path.with_name(".sandhold-other-call-1~7")
+    other.touch()
+    killing = in_front(tmp_path / "bin", "cat", "/bin/cat; printf half; kill -9 0")
+    with pytest.raises(BrokenAnswer):
+        write(["setsid", *shell], tmp_path, path, b"content", upload=tmp_path / "upload", PATH=killing)
+    assert len(list(path.parent.iterdir())) == 2, "the test kills nothing"
+    assert write(shell, tmp_path, path, b"content", upload=tmp_path / "upload").kind == "written"
+    assert sorted(path.parent.iterdir()) == [other, path]
+
+
 def test_a_write_is_done_once_for_a_call_id(shell: list[str], tmp_path: Path) -> None:
     path = tmp_path / "file"
     first = write(shell, tmp_path, path, b"ours")
@@ -237,6 +259,31 @@ def test_an_append_of_which_the_file_no_longer_tells_is_not_repeated(
     (call / "append").write_text("4\n")
     assert write(shell, tmp_path, path, b"two\n", append=True).kind == "changed"
     assert path.read_bytes() == now
+
+
+@without_busybox
+@pytest.mark.parametrize("is_new", [False, True])
+def test_an_append_that_fails_takes_back_its_own_bytes_alone(shell: list[str], tmp_path: Path, is_new: bool) -> None:
+    path = tmp_path / "log"
+    before = b"" if is_new else b"one\n"
+    path.write_bytes(before)
+    if is_new:
+        path.unlink()
+
+    def failing(name: str, meanwhile: str) -> str:
+        """A PATH whose disk becomes full after two bytes."""
+        is_of_the_content = '[ $# = 2 ] || exec /usr/bin/tail "$@"'
+        return in_front(tmp_path / name, "tail", f"{is_of_the_content}\n/usr/bin/head -c 2\n{meanwhile}\nexit 1")
+
+    alone = write(shell, tmp_path, path, b"two\n", call="1", append=True, PATH=failing("alone", ""))
+    assert alone.kind == "failed"
+    assert path.exists() != is_new
+    assert is_new or path.read_bytes() == before
+    busy = failing("busy", f"echo another >>{path}")
+    assert write(shell, tmp_path, path, b"two\n", call="2", append=True, PATH=busy).kind == "changed"
+    assert path.read_bytes() == before + b"twanother\n"
+    assert write(shell, tmp_path, path, b"two\n", call="2", append=True).kind == "changed", "never a second half"
+    assert path.read_bytes() == before + b"twanother\n"
 
 
 def test_ten_attempts_at_once_append_once(shell: list[str], tmp_path: Path) -> None:

@@ -94,4 +94,15 @@ def test_a_large_binary_file_is_only_described() -> None:
     ):
         assert (result.content, result.encoding, result.truncated, result.total_lines) == (None, "base64", True, None)
         assert result.bytes > BINARY_LIMIT_BYTES
-        assert result.hint
+        assert "daytona_download_workspace" in (result.hint or "")
+        assert result.media_type == "application/octet-stream"
+
+
+def test_what_kind_of_file_is_no_text_is_told_by_its_name_or_its_first_bytes() -> None:
+    png = b"\x89PNG\r\n\x1a\n" + bytes(BINARY_LIMIT_BYTES)
+    assert shown_file("/no-suffix", png, 0, 1).media_type == "image/png"
+    assert shown_window("/no-suffix", png, 10**7, 5, 0, 1).media_type == "image/png"
+    assert shown_window("/no-suffix", png, 10**7, 5, 3, 1).media_type == "application/octet-stream", "its middle"
+    assert shown_file("/a.tar.gz", b"\x1f\x8b\0", 0, 1).media_type == "application/gzip"
+    assert shown_file("/a.pdf", b"\0", 0, 1).media_type == "application/pdf"
+    assert shown_file("/text.png", b"text", 0, 1).media_type is None

@@ -156,6 +156,8 @@ async def test_a_program_that_says_too_much_is_not_held_up(box: Sandbox, monkeyp
     assert data == b"done\n"
     assert end.said.startswith(b"1\n2\n")
     assert len(end.said) == 1000
+    data, end = await box.read('echo out; sleep 0.3; head -c 100000 /dev/zero >"$SANDHOLD_SPOOL/said"')
+    assert (data, len(end.said)) == (b"out\n", 1000), "also when the sandbox puts something else in its place"
 
 
 async def test_a_reader_that_ends_early_ends_the_stream(box: Sandbox) -> None:

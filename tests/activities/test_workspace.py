@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationError
 
+from activities import stream_requests as requests_module
 from activities import streams as streams_module
 from activities.streams import SandboxStreams
 from activities.workspace import WorkspaceActivities
@@ -158,6 +159,17 @@ async def test_what_cannot_be_downloaded_at_all_is_an_error(workspace: Workspace
     assert error is not None
     assert error.code == code
     assert target in error.message
+
+
+async def test_a_list_of_what_is_not_saved_that_is_not_whole_says_so(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await workspace.make("for each in $(seq 200); do : >closed-$each; done; chmod 0 closed-*")
+    assert ((whole := await workspace.download()).skipped_count, whole.more_skipped) == (200, False)
+    monkeypatch.setattr(requests_module, "SAID_BYTES", 2000)
+    cut = await workspace.download()
+    assert 10 < cut.skipped_count < 100
+    assert cut.more_skipped
 
 
 HOSTILE = r"""

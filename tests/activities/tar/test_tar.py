@@ -8,14 +8,19 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activities.tar import END_OF_ARCHIVE, EntryKind, TarBroken, TarEntry, TarReader, header, padding
+from activities.tar.entries import checksum
+from activities.tar.reader import GLOBAL_LIMIT_BYTES, _Filler, _records
 
 NAMES = st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name and not name.endswith(b"/"))
 
@@ -202,6 +207,81 @@ GOOD = header(b"name", EntryKind.FILE, 0o644, 0, 5) + b"12345" + padding(5) + EN
 def test_what_is_no_whole_archive_is_noticed(data: bytes) -> None:
     with pytest.raises(TarBroken):
         seen(data)
+
+
+def extended(kind: bytes, data: bytes) -> bytes:
+    """A header that is about the next entry, or about all."""
+    block = bytearray(header(b"././@LongLink", EntryKind.FILE, 0o644, 0, len(data)))
+    block[156:157] = kind
+    block[148:156] = b"%06o\0 " % checksum(bytes(block[:148]), bytes(block[156:]))
+    return bytes(block) + data + padding(len(data))
+
+
+def record(name: bytes, value: bytes) -> bytes:
+    rest = b" " + name + b"=" + value + b"\n"
+    digits = len(str(len(rest)))
+    return b"%d" % (len(rest) + len(str(len(rest) + digits))) + rest
+
+
+def test_each_extended_header_comes_once_before_an_entry() -> None:
+    before = extended(b"L", b"long\0") + extended(b"K", b"to\0") + extended(b"x", record(b"mtime", b"7"))
+    found = seen(before + GOOD[:1024] + before + GOOD)
+    assert [(entry.name, entry.link, entry.mtime) for entry in found.entries] == [(b"long", b"to", 7)] * 2
+    for kind in (b"L", b"K", b"x"):
+        with pytest.raises(TarBroken, match="two extended headers"):
+            seen(extended(kind, b"") + extended(kind, b"") + GOOD)
+
+
+@pytest.mark.parametrize("data", [b"", record(b"comment", b"c" * 60_000), record(b"path", b"p" * 60_000)])
+def test_headers_for_all_entries_are_bounded_together(data: bytes) -> None:
+    """A compressed kilobyte may stand for any number of them, and none has to become an entry."""
+    reader = TarReader(Seen())
+    block = extended(b"g", data)
+    for _ in range(GLOBAL_LIMIT_BYTES // len(block)):
+        reader.feed(block)
+    with pytest.raises(TarBroken, match="global headers are too long"):
+        reader.feed(2 * block)
+
+
+def test_global_records_hold_for_every_entry() -> None:
+    found = seen(extended(b"g", record(b"mtime", b"7") + record(b"comment", b"a commit")) + GOOD[:1024] + GOOD)
+    assert [(entry.name, entry.mtime) for entry in found.entries] == [(b"name", 7)] * 2
+
+
+class Counted(bytes):
+    """Bytes that know how many of them were copied."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(found, bytes):
+            Counted.copied += len(found)
+            return Counted(found)
+        return found
+
+
+def test_as_much_is_copied_of_pax_records_as_there_is() -> None:
+    data = Counted(record(b"path", b"name") + record(b"k", b"") * 10_000 + record(b"GNU.sparse.major", b"1"))
+    assert _records(data) == {b"path": b"name", b"GNU.sparse.": b""}
+    assert Counted.copied <= 2 * len(data)
+
+
+def test_a_file_of_many_holes_takes_16_bytes_for_each() -> None:
+    count = 100_000
+    stretches = array("q", (value for number in range(count) for value in (2 * number, 1)))
+    tracemalloc.start()
+    filler = _Filler(Seen(wanted=False), 2 * count, stretches, count)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < count, "the map itself was made before"
+    visitor = Seen(open=bytearray())
+    filler._visitor = visitor
+    for at in range(0, count, 1000):
+        filler.payload(memoryview(b"x" * min(1000, count - at)))
+    filler.finish()
+    assert visitor.contents == [b"x\0" * count]
+    assert held < count
 
 
 @settings(deadline=None, max_examples=300)

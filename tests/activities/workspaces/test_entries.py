@@ -8,7 +8,7 @@ import pytest
 
 from activities.tar import EntryKind, TarEntry
 from activities.workspaces import names as names_module
-from activities.workspaces.entries import EntryRules, Format, Report, clean, complaints
+from activities.workspaces.entries import LONGEST_NAME_BYTES, EntryRules, Format, Report, clean, complaints
 from activities.workspaces.names import SeenNames
 from activities.workspaces.selection import Selection
 from activities.workspaces.single_files import FileWriter, Whole
@@ -47,6 +47,19 @@ def test_names_are_relative_to_the_directory() -> None:
 def test_lookalikes_of_dots_are_names() -> None:
     names = [b"...", b"..a", b"a..", b". .", b".. ", b"\xe2\x80\xa5"]
     assert told(*map(entry, names)) == (names, {})
+
+
+def test_no_name_is_longer_or_deeper_than_any_that_somebody_works_with() -> None:
+    longest = b"/".join([b"d" * 255] * 15 + [b"f" * 255])
+    deepest = b"d/" * 256 + b"f"
+    too_long, too_deep = longest + b"f", b"d/" + deepest
+    taken, reasons = told(
+        entry(longest), entry(b"./" + deepest), entry(too_long), entry(too_deep), entry(b"x" * 60_000)
+    )
+    assert taken == [longest, deepest]
+    assert list(reasons.values()) == ["unsafe_name"] * 3
+    assert max(map(len, reasons)) == LONGEST_NAME_BYTES + len("...")
+    assert complaints(b"tar: ./%b: Cannot open: Permission denied\n" % (b"\\303" * 16_000)) == []
 
 
 def test_nothing_comes_below_a_link() -> None:
@@ -111,6 +124,15 @@ def test_tars_complaints_name_their_entries() -> None:
     ]
     busybox = b"tar: can't open './a b': Permission denied\ntar: ./x: No such file or directory\ntar: short read\n"
     assert complaints(busybox) == [(b"./a b", "unreadable"), (b"./x", "vanished")]
+
+
+def test_what_tar_could_not_finish_saying_is_not_guessed() -> None:
+    said = b"tar: ./a: Cannot open: Permission denied\ntar: ./b: Cannot open: Permission denied\n"
+    for is_cut, words in ((False, said), (True, said), (True, said + b"tar: ./c: file chang"), (True, b"")):
+        report = Report()
+        EntryRules(Selection("/workspace"), "archive", 1000, report).finish(words, is_cut=is_cut)
+        assert [each.path for each in report.skipped] == ["a", "b"][: 2 * bool(words)]
+        assert report.more_skipped == is_cut
 
 
 def test_only_the_first_200_are_named_and_all_are_counted() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.workspaces.selection import Selection
 
+MIB = 1024 * 1024
 PARTS = st.sampled_from(["a", "b", "src", ".git", "node_modules", "x.py", "build"])
 PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 PATTERNS = st.lists(
@@ -91,3 +94,23 @@ def test_what_is_no_work_of_anybodys_is_never_taken(root: str, never: list[str],
         assert not selection.takes(f"{path}/x".encode(), is_directory=False)
     for path in taken:
         assert selection.takes(f"{path}/x".encode(), is_directory=False)
+
+
+def test_what_is_remembered_of_folders_is_bounded() -> None:
+    selection = Selection("/w", (), ["*.log", "!a.log"])
+    long = b"/".join([b"d" * 200] * 20)
+    assert selection.takes(long + b"/x", is_directory=False)
+    tracemalloc.start()
+    for number in range(5000):
+        assert selection.takes(b"%b/%d/x" % (long, number), is_directory=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * MIB, "the names alone are 20 MiB"
+    assert not selection.takes(b"x.log/%b/x" % long, is_directory=False)
+
+
+def test_folders_may_lie_as_deep_as_a_path_is_long() -> None:
+    selection = Selection("/w", (), ["*.log"])
+    deep = b"/".join([b"d"] * 2000)
+    assert selection.takes(deep, is_directory=False)
+    assert not selection.takes(b"x.log/" + deep, is_directory=False)
