@@ -33,6 +33,7 @@ from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
 from activities.interruptions import InterruptionActivities
+from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
@@ -84,6 +85,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
+    keeping = KeepingActivities(access, storage)
     filling = FillingActivities(access, storage, client)
     retention = RetentionActivities(client, storage, access.deployment)
     return Activities(
@@ -108,7 +110,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
         of_followers=[
             following.follow_commands,
             workspaces.download_workspace,
-            workspaces.save_workspace,
+            keeping.save_workspace,
             filling.fill_sandbox,
             filling.push_files,
         ],
