@@ -35,6 +35,7 @@ from activities.following import FollowingActivities
 from activities.interruptions import InterruptionActivities
 from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
+from activities.outages import Outages
 from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
 from activities.statuses import StatusActivities
@@ -155,7 +156,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
-        interceptors=[StorageFaults()],
+        interceptors=[Outages(), StorageFaults()],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),
