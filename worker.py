@@ -33,7 +33,9 @@ from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
 from activities.interruptions import InterruptionActivities
+from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
+from activities.outages import Outages
 from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
 from activities.statuses import StatusActivities
@@ -84,6 +86,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     interruptions = InterruptionActivities(storage)
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
+    keeping = KeepingActivities(access, storage)
     filling = FillingActivities(access, storage, client)
     retention = RetentionActivities(client, storage, access.deployment)
     return Activities(
@@ -108,7 +111,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
         of_followers=[
             following.follow_commands,
             workspaces.download_workspace,
-            workspaces.save_workspace,
+            keeping.save_workspace,
             filling.fill_sandbox,
             filling.push_files,
         ],
@@ -153,7 +156,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
-        interceptors=[StorageFaults()],
+        interceptors=[Outages(), StorageFaults()],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),

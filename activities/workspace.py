@@ -14,20 +14,13 @@ from activities.streams import SandboxStreams
 from activities.workspaces.download import WorkspaceDownload
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, ToolFailure, as_application_error
-from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName
-from sandhold.contracts.steps import DownloadStep, SaveStep
-from sandhold.contracts.transfers import SavedWorkspace
-from sandhold.contracts.workspaces import DownloadWorkspaceArguments, DownloadWorkspaceResult
-from sandhold.storage import FileStore, Quota, SessionStorage
+from sandhold.contracts.names import Activity, ToolName
+from sandhold.contracts.steps import DownloadStep
+from sandhold.contracts.workspaces import DownloadWorkspaceArguments
+from sandhold.storage import Quota, SessionStorage
 
 DOWNLOADS_AT_ONCE = 4
 """Of one worker: each takes up to 48 MiB of memory, and as much of a processor as it gets."""
-SAVES_AT_ONCE = 4
-"""Beside the downloads: their sandboxes are deleted whether they had a place or not."""
-_SAVE_CALL = "%save"
-"""Stands for the call that a save is not. No call id has a %."""
-_KEPT = ("!.git", "!.hg", "!.svn")
-"""Left out of downloads by default, but work that may exist nowhere else."""
 
 
 class WorkspaceActivities:
@@ -37,7 +30,6 @@ class WorkspaceActivities:
         self._streams = SandboxStreams(access)
         self._storage = storage
         self._places = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
-        self._places_for_saves = asyncio.Semaphore(SAVES_AT_ONCE)
 
     @activity.defn(name=Activity.DOWNLOAD_WORKSPACE)
     async def download_workspace(self, step: DownloadStep) -> CallOutcome:
@@ -66,53 +58,6 @@ class WorkspaceActivities:
                     raise as_application_error(failure.error, non_retryable=False) from failure
                 return failed_outcome(failure)
             return await outcome_of(self._storage, step.ref.session_id, step.call_id, result)
-
-    @activity.defn(name=Activity.SAVE_WORKSPACE)
-    async def save_workspace(self, step: SaveStep) -> SavedWorkspace:
-        """Bring the workspace of a sandbox that is about to be deleted into session storage, as an archive.
-
-        It is under its name as a whole or not at all. What another attempt would not mend is the error of the result.
-        """
-        ref = step.ref
-        path = f"workspaces/{ref.sandbox_id}-g{ref.generation}"
-        asked = DownloadWorkspaceArguments(
-            sandbox_id=ref.sandbox_id, session_path=path, format="archive", exclude=list(_KEPT)
-        )
-        files = self._storage.files(ref.session_id)
-        quota = Quota(ref.storage_quota_bytes, step.file_quota_bytes)
-        download = WorkspaceDownload(self._streams, files, quota, WORKSPACE_PATH, asked)
-        async with heartbeats(lambda: _so_far(download)), self._places_for_saves:
-            try:
-                result = await download.run(ref, _SAVE_CALL)
-                report_path = await _reported(files, quota, f"{path}.json", result)
-            except ToolFailure as failure:
-                if failure.error.retryable:
-                    raise as_application_error(failure.error, non_retryable=False) from failure
-                return SavedWorkspace(error=failure.error)
-        return SavedWorkspace(
-            session_path=result.session_path,
-            files=result.files_downloaded,
-            bytes=result.bytes,
-            archive_bytes=result.archive_bytes or 0,
-            sha256=result.sha256,
-            skipped_count=result.skipped_count,
-            changed_count=result.changed_count,
-            report_path=report_path,
-        )
-
-
-async def _reported(files: FileStore, quota: Quota, path: str, result: DownloadWorkspaceResult) -> str | None:
-    """Store what an archive lacks beside it; where that is, None when it lacks nothing."""
-    if not result.skipped_count and not result.changed_count:
-        return None
-    try:
-        await files.write(path, result.model_dump_json(indent=1).encode(), quota)
-    except ToolFailure as failure:
-        if failure.error.retryable:
-            raise
-        activity.logger.warning("what a saved workspace lacks was not listed", extra={"error": str(failure)})
-        return None
-    return f"/{path}"
 
 
 def _so_far(download: WorkspaceDownload | None) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
+from temporalio.exceptions import TimeoutError as TimedOut
 
 from workflows.lifecycle import CREATE_FAILED, Lifecycle
 from workflows.steps import HEARTBEAT_TIMEOUT, PATIENT, error_of, signal_of
@@ -26,7 +27,11 @@ _STARTS = 3
 
 
 class Keeping:
-    """Saves the workspace of one sandbox within the policy's time for it. Never keeps the sandbox from its deletion."""
+    """Saves the workspace of one sandbox within the policy's times for it. Never keeps the sandbox from its deletion.
+
+    `save_timeout_s` is for the work itself, and its activity sees to it: only that knows when it has a place. Here
+    everything is bounded together, with `save_wait_s` for what is no fault of the sandbox's.
+    """
 
     def __init__(self, start: SandboxStart, kept: SandboxCarried, lifecycle: Lifecycle) -> None:
         self._start = start
@@ -37,16 +42,26 @@ class Keeping:
         """Save the workspace, or note why it was not saved. Nothing else may use the sandbox any more."""
         if not self._asked_for or self._was_never_used():
             return
-        give_up_at = workflow.now() + timedelta(seconds=self._start.policy.save_timeout_s)
-        try:
-            self._kept.saved = await self._save(give_up_at)
-        except ActivityError as failure:
-            self._kept.saved = SavedWorkspace(error=self._meaning_of(failure, give_up_at))
+        for is_last in (False, True):
+            give_up_at = workflow.now() + self._bound
+            try:
+                self._kept.saved = await self._save(give_up_at)
+                return
+            except ActivityError as failure:
+                # Where there was no worker, there is one now, as this runs.
+                if is_last or not _was_left_alone(failure):
+                    self._kept.saved = SavedWorkspace(error=self._meaning_of(failure, give_up_at))
+                    return
 
     def note_loss(self) -> None:
         """The sandbox is gone, and its workspace with it."""
         if self._asked_for:
             self._kept.saved = SavedWorkspace(error=self._kept.error)
+
+    @property
+    def _bound(self) -> timedelta:
+        policy = self._start.policy
+        return timedelta(seconds=policy.save_wait_s + policy.save_timeout_s)
 
     @property
     def _asked_for(self) -> bool:
@@ -64,19 +79,19 @@ class Keeping:
         while True:
             if not started:
                 ref, starts = await self._started(ref, give_up_at), starts + 1
-            step = SaveStep(ref=ref, file_quota_bytes=self._start.policy.file_quota_bytes)
+            step = SaveStep(ref=ref, timeout_s=self._start.policy.save_timeout_s)
             queue = follow_queue(workflow.info().task_queue)
             try:
-                return await self._step(Activity.SAVE_WORKSPACE, step, SavedWorkspace, give_up_at, queue)
+                return await self._step(Activity.SAVE_WORKSPACE, step, SavedWorkspace, _left(give_up_at), queue)
             except ActivityError as failure:
                 if signal_of(failure) is not SandboxSignal.NOT_STARTED or starts == _STARTS:
                     raise
                 started = False
 
     async def _started(self, ref: SandboxRef, give_up_at: datetime) -> SandboxRef:
-        bound = min(self._start.policy.lifecycle_timeout_s, _left(give_up_at).total_seconds())
-        step = LifecycleStep(ref=ref, timeout_s=bound)
-        found = await self._step(Activity.START_SANDBOX, step, ProviderSandbox, give_up_at)
+        bound = min(timedelta(seconds=self._start.policy.lifecycle_timeout_s), _left(give_up_at))
+        step = LifecycleStep(ref=ref, timeout_s=bound.total_seconds())
+        found = await self._step(Activity.START_SANDBOX, step, ProviderSandbox, bound)
         return ref.model_copy(update={"provider_id": found.provider_id})
 
     async def _step(
@@ -84,7 +99,7 @@ class Keeping:
         activity: Activity,
         step: Message,
         result_type: type[Result],
-        give_up_at: datetime,
+        within: timedelta,
         task_queue: str | None = None,
     ) -> Result:
         result: Result = await workflow.execute_activity(
@@ -92,7 +107,7 @@ class Keeping:
             step,
             result_type=result_type,
             task_queue=task_queue,
-            schedule_to_close_timeout=max(_left(give_up_at), timedelta(milliseconds=1)),
+            schedule_to_close_timeout=max(within, timedelta(milliseconds=1)),
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             retry_policy=PATIENT,
             summary=f"save {self._start.sandbox_id} before its deletion: {self._kept.ending}",
@@ -103,9 +118,19 @@ class Keeping:
         error = error_of(failure)
         if _left(give_up_at) > timedelta(0):
             return error
-        within_s = self._start.policy.save_timeout_s
         why = "" if error.code is ErrorCode.TIMEOUT else f": {error.message}"
-        return ToolError(code=ErrorCode.TIMEOUT, message=f"the workspace was not saved within {within_s:.0f} s{why}")
+        message = f"the workspace was not saved within {self._bound.total_seconds():.0f} s, all waiting included{why}"
+        return ToolError(code=ErrorCode.TIMEOUT, message=message)
+
+
+def _was_left_alone(failure: ActivityError) -> bool:
+    """Whether an activity ran out of time with no worker there: nobody took it up, or whoever did was lost."""
+    timeout = failure.cause
+    if not isinstance(timeout, TimedOut):
+        return False
+    if timeout.cause is None:
+        return not timeout.last_heartbeat_details
+    return isinstance(timeout.cause, TimedOut)
 
 
 def _left(moment: datetime) -> timedelta:

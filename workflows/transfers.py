@@ -19,16 +19,18 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.names import Activity, follow_queue
     from sandhold.contracts.sandboxes import SandboxStart
     from sandhold.contracts.steps import CallStep, DownloadStep, SandboxRef
+    from sandhold.contracts.transfers import ATTEMPTS_LIMIT
 
 _TIMEOUT = timedelta(hours=6)
 _STARTING_OVER = RetryPolicy(
     initial_interval=timedelta(milliseconds=100),
     backoff_coefficient=2.0,
     maximum_interval=timedelta(seconds=30),
-    maximum_attempts=30,
+    maximum_attempts=ATTEMPTS_LIMIT,
     non_retryable_error_types=NON_RETRYABLE,
 )
-"""Each attempt moves everything again, so their number is bounded as well."""
+"""The activities know what kind of failure it was: they ask for longer pauses in an outage, and end other failures
+sooner."""
 
 
 class Transfers:

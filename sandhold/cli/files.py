@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +71,10 @@ def get(
     recursive: Recursive = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Copy a file from storage, or with --recursive the files of a folder, in place of local ones of the same name."""
+    """Copy a file from storage, or with --recursive the files of a folder, in place of local ones of the same name.
+
+    A device or pipe is written to.
+    """
     if local == "-" and (recursive or output.as_json):
         raise typer.BadParameter("stdout takes one file, and nothing beside it")
     session = _session
@@ -105,9 +109,10 @@ def put(
         raise typer.BadParameter("stdin is one file, and needs a PATH")
     session = _session
     source = Path(local)
-    target = source.resolve().name if path is None else path
+    name = posixpath.basename(posixpath.abspath(local))  # a link's own, not that of what it leads to
+    target = name if path is None else path
     if target.endswith("/") and not recursive:
-        target += source.resolve().name
+        target += name
 
     async def work(stored: SessionFiles) -> int:
         from sandhold.cli import transfers
@@ -122,8 +127,18 @@ def put(
 
 
 @app.command()
-def rm(path: PathArgument, recursive: Recursive = False, as_json: JsonFlag = False) -> None:
+def rm(
+    path: PathArgument,
+    recursive: Recursive = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, all files of the session: for --recursive and /.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Remove a file, or with --recursive a folder and all that lies in it."""
+    if not path:
+        # What a variable that is not set leaves of a path. Everything is written / here.
+        raise typer.BadParameter("PATH is empty")
+    if recursive and path == "/" and not yes:
+        raise typer.BadParameter("this removes all files of the session; with --yes it does")
     session = _session
 
     async def work(stored: SessionFiles) -> int:

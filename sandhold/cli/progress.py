@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -53,6 +56,32 @@ class TransferProgress:
         if self._shown is not None:
             bar, task = self._shown
             bar.update(task, completed=self._passed)
+
+
+@asynccontextmanager
+async def time_shown(what: str) -> AsyncIterator[None]:
+    """Show for how long something has gone on that tells nothing of itself, as TransferProgress shows bytes."""
+    showing = asyncio.create_task(_show_time(what))
+    try:
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.wait([showing])
+
+
+async def _show_time(what: str) -> None:
+    if not sys.stderr.isatty():
+        return
+    await asyncio.sleep(SHOWN_AFTER_S)
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(escape(what), total=None)
+        await asyncio.Event().wait()
 
 
 def _bar(what: str, total: int | None) -> tuple[Bar, TaskID]:

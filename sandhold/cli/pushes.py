@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sandhold.cli.progress import time_shown
 from sandhold.cli.transfers import LocalFileUnusable, put_file
 from sandhold.client import Session
 from sandhold.contracts.transfers import FILES_LIMIT, FILES_LIMIT_BYTES, PushFilesResult
@@ -23,8 +24,11 @@ async def push(session: Session, sandbox_id: str, sources: Sequence[str], target
     into = len(sources) > 1 or target.endswith("/")
     pairs = [(each, f"{target.rstrip('/')}/{_name(each)}" if into else target) for each in sources]
     pushed = PushFilesResult()
-    for portion in _portions(pairs):
-        came = await session.push_files(sandbox_id, portion)
+    portions = list(_portions(pairs))
+    for number, portion in enumerate(portions, 1):
+        which = f" {number} of {len(portions)}" if len(portions) > 1 else ""
+        async with time_shown(f"push to {sandbox_id}{which}"):
+            came = await session.push_files(sandbox_id, portion)
         pushed.files_uploaded += came.files_uploaded
         pushed.bytes += came.bytes
         pushed.files_failed += came.files_failed

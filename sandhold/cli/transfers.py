@@ -59,13 +59,14 @@ class Transferred:
 
 
 async def get_file(stored: SessionFiles, path: str, target: Path) -> Transferred:
-    """Copy one file to `target`, or into it where that is a folder."""
+    """Copy one file to `target`, or into it where that is a folder. What is no file, like a device, is written to."""
     found = await stored.find(path)
     if _is_folder(target):
         target /= found.path.rpartition("/")[2]
     copied = Transferred()
     with TransferProgress(f"get {found.path}", found.size) as progress:
-        copied.add(await _fetch(stored, found, target, progress))
+        fetch = _pour if _is_special(target) else _fetch
+        copied.add(await fetch(stored, found, target, progress))
     return copied
 
 
@@ -165,6 +166,8 @@ async def _several(copy: Callable[[T], Awaitable[None]], found: AsyncIterator[T]
 
 async def _fetch(stored: SessionFiles, found: StoredFile, target: Path, progress: TransferProgress) -> int:
     """Copy one file, in place of a local one once it is whole; how many bytes it has. Raises LocalFileUnusable."""
+    if _is_special(target):
+        raise LocalFileUnusable(f"{target} is not a regular file")
     unfinished = target.with_name(f".sandhold-{secrets.token_hex(8)}")
     with _usable(target, "written"):
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
@@ -180,6 +183,23 @@ async def _fetch(stored: SessionFiles, found: StoredFile, target: Path, progress
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+    return size
+
+
+async def _pour(stored: SessionFiles, found: StoredFile, target: Path, progress: TransferProgress) -> int:
+    """Write one file to a device or pipe; how many bytes it has. Raises LocalFileUnusable, also where nobody reads."""
+    size = 0
+    with _usable(target, "written"):
+        # Opening a pipe waits for its reader, unless asked not to; writing to one should.
+        descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        async for piece in stored.stream(found.path, progress=progress.one_file()):
+            left = memoryview(piece)
+            while left:
+                with _usable(target, "written"):
+                    left = left[await asyncio.to_thread(file.write, left) :]
+            size += len(piece)
     return size
 
 
@@ -202,6 +222,15 @@ async def _files_below(source: Path, copied: Transferred) -> AsyncIterator[Path]
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir()
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is there and neither file nor folder: to put a file in its place would take it away."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 @contextmanager

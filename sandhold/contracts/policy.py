@@ -11,6 +11,8 @@ from sandhold.contracts.base import Strict
 DAY_S = 86400.0
 MIB = 1024**2
 GIB = 1024**3
+FILE_LIMIT_BYTES = 32 * GIB
+"""The most that one object of session storage may have: a bucket takes 10,000 parts."""
 
 
 class Policy(Strict):
@@ -41,13 +43,15 @@ class Policy(Strict):
     """A command that writes more than this is stopped."""
     storage_quota_bytes: int = Field(5 * GIB, ge=MIB, le=1024 * GIB)
     """What the session may hold in storage: files, the output of commands, arguments and results."""
-    file_quota_bytes: int = Field(GIB, ge=1, le=32 * GIB)
+    file_quota_bytes: int = Field(GIB, ge=1, le=FILE_LIMIT_BYTES)
     """What one file in session storage may hold."""
     on_end: Literal["delete", "download"] = "delete"
     """What happens to a sandbox at its end, whoever ends it: it is deleted; with `download`, its workspace is saved to
     session storage before."""
     save_timeout_s: float = Field(600.0, gt=0, le=DAY_S / 4)
-    """How long saving one workspace may take, the start of a stopped sandbox included. Then the sandbox is deleted as
-    it is."""
+    """How long saving one workspace may take, from when a worker has a place for it, all attempts included. Then the
+    sandbox is deleted as it is."""
+    save_wait_s: float = Field(DAY_S / 4, gt=0, le=DAY_S)
+    """How long a save may be held up beyond that, while there is no place for it, no worker or no session storage."""
     keep_days: float = Field(30.0, ge=0, le=3650)
     """How long the session's storage is kept after its end."""

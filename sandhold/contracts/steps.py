@@ -92,8 +92,8 @@ class SaveStep(Message):
     """The workspace of a sandbox that is about to be deleted: `save_workspace`."""
 
     ref: SandboxRef
-    file_quota_bytes: int
-    """What one file in session storage may hold, by the policy."""
+    timeout_s: float | None = None
+    """How long it may take, from when there is a place for it; None for as long as Temporal lets it."""
 
 
 class FillStep(Message):

@@ -13,6 +13,11 @@ from sandhold.contracts.names import ID_PATTERN
 from sandhold.contracts.session_paths import PATH_LIMIT_BYTES, session_folder, session_path
 from sandhold.contracts.workspaces import SkippedEntry
 
+ATTEMPTS_LIMIT = 90
+"""Of a transfer: with the pauses of an outage they span its six hours."""
+FAILED_ATTEMPTS_LIMIT = 30
+"""A failure other than an outage is final when so many attempts have been made: each may move everything again."""
+
 FILES_LIMIT = 100
 FILES_LIMIT_BYTES = 32 * 1024
 """Of all paths together: they go through the workflow, and with what went wrong back again."""

@@ -19,7 +19,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.filling import FillingActivities
-from activities.workspace import WorkspaceActivities
+from activities.keeping import KeepingActivities
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.names import WORKSPACE_PATH
@@ -317,7 +317,7 @@ async def test_nothing_of_a_hostile_archive_leaves_the_workspace(place: Place) -
 
 async def test_a_workspace_comes_back_as_it_was_saved(place: Place) -> None:
     place.ref = await place.provider.created()  # with nothing else in its workspace
-    saving = WorkspaceActivities(place.provider.access, place.provider.storage)
+    saving = KeepingActivities(place.provider.access, place.provider.storage)
     await place.sh(
         "mkdir -p .git node_modules empty; echo ref >.git/HEAD; echo big >node_modules/x; ln -s /etc/passwd out\n"
         "printf x >\"$(printf 'new\\nline')\"; printf y >\"$(printf 'bad-\\377')\"; ln .git/HEAD hard\n"
@@ -326,7 +326,7 @@ async def test_a_workspace_comes_back_as_it_was_saved(place: Place) -> None:
     shown = "find . ! -name fifo ! -path './node_modules*'"
     listing = f"{shown} -type f -printf '%m %n %s %P\\n' | sort; {shown} ! -type f -printf '%y %m %P %l\\n' | sort"
     before = await place.sh(listing)
-    step = SaveStep(ref=place.ref, file_quota_bytes=QUOTA.file_bytes)
+    step = SaveStep(ref=place.ref)
     saved: SavedWorkspace = await place.provider.run(saving.save_workspace, step)
     assert saved.error is None
     path = f"/workspaces/{place.ref.sandbox_id}-g1"
@@ -339,9 +339,8 @@ async def test_a_workspace_comes_back_as_it_was_saved(place: Place) -> None:
     restored = await place.restore(f"{path}.tar.zst")
     assert (restored.error, restored.files) == (None, saved.files)
     assert await place.sh(listing) == before
-    refused: SavedWorkspace = await place.provider.run(
-        saving.save_workspace, step.model_copy(update={"file_quota_bytes": 256})
-    )
+    poor = step.model_copy(update={"ref": place.ref.model_copy(update={"storage_quota_bytes": 256})})
+    refused: SavedWorkspace = await place.provider.run(saving.save_workspace, poor)
     assert refused.error is not None
     assert refused.error.code is ErrorCode.QUOTA_EXCEEDED
 

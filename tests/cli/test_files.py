@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import pty
 import random
 import signal
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -135,6 +137,59 @@ async def test_folders_are_copied_with_names_of_what_was_left_out(
     assert back == contents
 
 
+async def test_all_files_are_removed_only_when_somebody_says_so_in_so_many_words(
+    env: Mapping[str, str], session: Session
+) -> None:
+    for name in ("kept", "workspaces/box-g1.tar.zst"):
+        await session.files.write(name, b"1")
+    rm = ("files", session.session_id, "rm")
+    refused = [
+        await sandhold(*rm, *arguments, "--json", env=env)
+        for arguments in (("-r", ""), ("-r", "", "--yes"), ("",), ("-r", "/"))
+    ]
+    assert [(each.code, each.document["error"]["code"]) for each in refused] == [(2, "usage")] * 4
+    assert len([each async for each in session.files.list()]) == 2
+    removed = await sandhold(*rm, "-r", "/", "--yes", "--json", env=env)
+    assert (removed.code, removed.document["removed"]) == (0, 2)
+
+
+async def test_a_device_or_a_pipe_is_written_to_and_stays_what_it_is(
+    env: Mapping[str, str], session: Session, tmp_path: Path
+) -> None:
+    await session.files.write("folder/file", DATA)
+    get = ("files", session.session_id, "get", "folder/file")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    unread = await sandhold(*get, str(pipe), "--json", env=env)
+    assert (unread.code, unread.document["error"]["code"]) == (1, "local_file_unusable")
+    with os.fdopen(os.open(pipe, os.O_RDWR), "rb", buffering=0) as reader:
+        reading = asyncio.create_task(asyncio.to_thread(io.BufferedReader(reader).read, len(DATA)))
+        got = await sandhold(*get, str(pipe), "--json", env=env)
+        assert (got.code, got.document["bytes"], await reading == DATA) == (0, len(DATA), True)
+    (tmp_path / "way").symlink_to("/dev/null")
+    for target in ("/dev/null", str(tmp_path / "way")):
+        assert (await sandhold(*get, target, env=env)).code == 0
+    in_a_tree = await sandhold(*get[:3], "-r", "folder", str(tmp_path / "tree"), env=env)
+    assert in_a_tree.code == 0
+    (tmp_path / "tree" / "file").unlink()
+    os.mkfifo(tmp_path / "tree" / "file")
+    left_out = await sandhold(*get[:3], "-r", "folder", str(tmp_path / "tree"), "--json", env=env)
+    assert (left_out.code, [each["path"] for each in left_out.document["skipped"]]) == (1, ["folder/file"])
+    assert pipe.is_fifo()
+    assert (tmp_path / "way").is_symlink()
+    assert Path("/dev/null").is_char_device()
+    assert (tmp_path / "tree" / "file").is_fifo()
+
+
+async def test_a_link_is_stored_under_its_own_name(env: Mapping[str, str], session: Session, tmp_path: Path) -> None:
+    (tmp_path / "app-2026.log").write_text("x")
+    (tmp_path / "latest.log").symlink_to("app-2026.log")
+    for path in ([], ["into/"]):
+        put = await sandhold("files", session.session_id, "put", str(tmp_path / "latest.log"), *path, env=env)
+        assert put.code == 0, put.err
+    assert [each.path async for each in session.files.list()] == ["into/latest.log", "latest.log"]
+
+
 async def test_errors_have_their_codes(env: Mapping[str, str], session: Session, tmp_path: Path) -> None:
     large = tmp_path / "large"
     with large.open("wb") as file:
@@ -223,6 +278,20 @@ async def test_progress_is_for_people_and_for_what_takes_long(env: Mapping[str, 
     os.close(theirs)
     stored = await session.files.read("x")
     assert hashlib.sha256(stored).digest() == hashlib.sha256(DATA).digest()
+
+
+async def test_a_push_shows_for_how_long_it_has_gone_on(env: Mapping[str, str], stack: Stack, session: Session) -> None:
+    await session.create_sandbox(sandbox_id="box")
+    await session.files.write("data", b"1")
+    await stack.faults.add(path=r"/toolbox/[^/]+/files/.*upload.*", effect="delay", seconds=2.5, times=1)
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "files", session.session_id, "push", "box", "data", "x", stdout=DEVNULL, stderr=theirs, env=env
+    )
+    assert await process.wait() == 0
+    assert b"push to box" in os.read(ours, 100_000)
+    os.close(ours)
+    os.close(theirs)
 
 
 async def test_storage_is_cleaned_by_hand(env: Mapping[str, str], stack: Stack, session: Session) -> None:

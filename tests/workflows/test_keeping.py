@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from temporalio.testing import WorkflowEnvironment
 
+from activities.provider import ProviderAccess, ProviderPool
+from activities.stream_requests import StreamBroken
 from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.names import sandbox_workflow_id
@@ -23,10 +25,12 @@ from tests.workflows.calls import call_ok, creates, exec_ok
 from tests.workflows.test_endings import WAYS, Way, opened_with_a_timeout
 from tests.workflows.test_killed_worker import kill, worker_process
 from tests.workflows.waiting import eventually
+from worker import activities_of, build_workers
 
 pytestmark = pytest.mark.storage("folder", "s3")
 
 DOWNLOAD = r"/toolbox/[^/]+/files/.*download.*"
+MIB = 1024 * 1024
 UPLOAD = r"/toolbox/[^/]+/files/.*upload.*"
 
 
@@ -91,15 +95,47 @@ async def test_a_deleted_sandbox_is_saved_too_and_each_generation_by_itself(stac
 
 
 async def test_what_cannot_be_saved_is_told_and_deleted_all_the_same(stack: Stack) -> None:
-    session = await stack.open(on_end="download", file_quota_bytes=1024)
+    session = await stack.open(on_end="download", storage_quota_bytes=MIB)
     await creates(session, sandbox_id="box")
-    await exec_ok(session, "box", "for n in $(seq 50); do head -c 1000 /dev/urandom >work-$n; done")
+    await exec_ok(session, "box", "for n in $(seq 50); do head -c 30000 /dev/urandom >work-$n; done")
     [row] = (await session.end()).sandboxes
     assert row.saved is not None
     assert row.saved.error is not None
     assert (row.outcome, row.saved.session_path, row.saved.error.code) == ("deleted", None, ErrorCode.QUOTA_EXCEEDED)
     assert await stack.provider_sandboxes(session) == []
     assert [each async for each in session.files.list()] == []
+
+
+async def test_a_workspace_is_saved_whatever_a_file_of_the_session_may_have(stack: Stack) -> None:
+    session = await stack.open(on_end="download", file_quota_bytes=1024)
+    await with_work(session, "box")
+    await exec_ok(session, "box", "head -c 50000 /dev/urandom >large")
+    [row] = (await session.end()).sandboxes
+    assert await work_in(session, row.saved) == "box"
+    assert row.saved is not None
+    assert (row.saved.bytes, row.saved.skipped_count) == (50004, 0)
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "saved_as"),
+    [
+        ("workspaces", "/workspaces-2/box-g1.tar.zst"),
+        ("workspaces/box-g1.tar.zst/notes", "/workspaces-2/box-g1.tar.zst"),
+        ("workspaces/box-g1.tar.zst", "/workspaces/box-g1.tar.zst"),
+    ],
+)
+async def test_a_stored_file_in_the_way_of_a_save_does_not_keep_it_from_being_made(
+    stack: Stack, in_the_way: str, saved_as: str
+) -> None:
+    session = await stack.open(on_end="download")
+    await with_work(session, "box")
+    await session.files.write(in_the_way, b"a note")
+    [row] = (await session.end()).sandboxes
+    assert await work_in(session, row.saved) == "box"
+    assert row.saved is not None
+    assert row.saved.session_path == saved_as
+    if in_the_way != saved_as.strip("/"):
+        assert await session.files.read(in_the_way) == b"a note"
 
 
 async def test_a_save_that_takes_too_long_is_given_up(stack: Stack) -> None:
@@ -111,6 +147,50 @@ async def test_a_save_that_takes_too_long_is_given_up(stack: Stack) -> None:
     assert row.saved.error is not None
     assert (row.outcome, row.saved.error.code) == ("deleted", ErrorCode.TIMEOUT)
     assert await stack.provider_sandboxes(session) == []
+
+
+async def test_attempts_at_a_save_that_fail_use_up_its_time_together(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(_: object) -> SavedWorkspace:
+        await asyncio.sleep(0.4)
+        raise StreamBroken("as it always does")
+
+    monkeypatch.setattr("activities.keeping._Saving.run", breaks)
+    session = await stack.open(on_end="download", save_timeout_s=2.0)
+    await with_work(session, "box")
+    [row] = (await session.end()).sandboxes
+    assert row.saved is not None
+    assert row.saved.error is not None
+    assert (row.outcome, row.saved.error.code) == ("deleted", ErrorCode.TIMEOUT)
+    assert row.saved.error.message.startswith("the workspace was not saved within 2 s: a stream of the sandbox broke")
+
+
+async def test_a_save_that_nobody_took_up_in_its_time_is_made_once_somebody_can(
+    temporal: WorkflowEnvironment, stack_daytona: LocalDaytona, tmp_path: Path
+) -> None:
+    async with running_stack(
+        temporal.client, stack_daytona, tmp_path, task_queue="sandhold-nobody-saves", workers=False
+    ) as stack:
+        access = ProviderAccess(ProviderPool(stack.settings), stack.settings, stack.deployment)
+        activities = activities_of(temporal.client, stack.settings, access)
+        calls, followers = build_workers(temporal.client, stack.settings.task_queue, activities=activities)
+        async with calls:
+            session = await stack.open(on_end="download", save_timeout_s=10.0, save_wait_s=0.1)
+            await with_work(session, "box")
+            box = temporal.client.get_workflow_handle(sandbox_workflow_id(session.session_id, "box"))
+            ending = asyncio.create_task(session.end())
+
+            async def timed_out() -> int:
+                events = [event async for event in box.fetch_history_events()]
+                return sum(event.HasField("activity_task_timed_out_event_attributes") for event in events)
+
+            await eventually(timed_out, bool, "the end of the time in which nobody took the save up")
+            async with followers:
+                [row] = (await ending).sandboxes
+                assert await work_in(session, row.saved) == "box"
+        assert await stack.provider_sandboxes(session) == []
+        await access.pool.close()
 
 
 async def test_a_save_is_tried_again_when_the_provider_fails_in_between(stack: Stack) -> None:
@@ -158,36 +238,44 @@ async def test_a_sandbox_whose_workflow_was_terminated_is_saved_by_its_new_owner
     assert await stack.provider_sandboxes(session) == []
 
 
-async def test_a_worker_that_is_killed_costs_neither_a_save_nor_a_fill(
+async def test_a_worker_that_is_killed_and_replaced_late_costs_neither_a_save_nor_a_fill(
     temporal: WorkflowEnvironment, stack_daytona: LocalDaytona, tmp_path: Path
 ) -> None:
-    data = random.Random(8).randbytes(20 * 1024 * 1024)
+    """For longer than a save, or the start of a sandbox for it, may take there is no worker."""
+    data = random.Random(8).randbytes(20 * MIB)
+    within_s = 9.0
     async with running_stack(
         temporal.client, stack_daytona, tmp_path, task_queue="sandhold-killed-transfers", workers=False
     ) as stack:
         async with worker_process(stack, tmp_path) as worker:
-            saved, filled = await stack.open(on_end="download"), await stack.open()
-            await with_work(saved, "box")
+            limits = {"on_end": "download", "save_timeout_s": within_s, "lifecycle_timeout_s": within_s}
+            saved, stopped, filled = await asyncio.gather(stack.open(**limits), stack.open(**limits), stack.open())
+            await asyncio.gather(with_work(saved, "box"), with_work(stopped, "box"))
+            await call_ok(stopped, "daytona_manage_sandbox", {"sandbox_id": "box", "action": "stop"})
             await exec_ok(saved, "box", "head -c 20000000 /dev/urandom >more")
             await filled.files.write("data", data)
             await filled.files.write("small", b"small")
             slow_out = await stack.faults.add(path=DOWNLOAD, effect="delay", seconds=3.0, times=1)
             slow_in = await stack.faults.add(path=UPLOAD, effect="delay", seconds=3.0, skip=1, times=1)
-            ending = asyncio.create_task(saved.end())
+            slow_start = await stack.faults.add(
+                method="POST", route="/api/sandbox/{id}/start", effect="delay", seconds=3.0, times=1
+            )
+            ending = asyncio.gather(saved.end(), stopped.end())
             creating = asyncio.create_task(
                 filled.create_sandbox(sandbox_id="box", upload_files=[("data", "data"), ("small", "small")])
             )
-            for rule in (slow_out, slow_in):
+            for rule in (slow_out, slow_in, slow_start):
                 await eventually(lambda rule=rule: stack.faults.hits(rule), bool, "a transfer under way")  # type: ignore[misc]
             await kill(worker)
+        await asyncio.sleep(within_s + 0.5)
         async with worker_process(stack, tmp_path):
-            [row] = (await ending).sandboxes
             created = await creating
             assert (created.files_uploaded, created.files_failed) == (2, [])
             seen = await exec_ok(filled, "box", "sha256sum <data; cat small; ls -A .sandhold/streams", output="normal")
             assert seen["stdout"] == f"{hashlib.sha256(data).hexdigest()}  -\nsmall"
-            assert await work_in(saved, row.saved) == "box"
-            assert [each.path async for each in saved.files.list()] == ["workspaces/box-g1.tar.zst"]
+            for session, outcome in zip((saved, stopped), await ending, strict=True):
+                assert await work_in(session, outcome.sandboxes[0].saved) == "box"
+                assert [each.path async for each in session.files.list()] == ["workspaces/box-g1.tar.zst"]
             await filled.end()
-            for session in (saved, filled):
+            for session in (saved, stopped, filled):
                 assert await stack.provider_sandboxes(session) == []
