@@ -16,6 +16,7 @@ import pytest
 
 from sandhold.client import Session
 from sandhold.storage import SessionStorage
+from sandhold.storage.claims import CLAIM
 from tests.cli.process import COMMAND, finished, sandhold, started
 from tests.stack import Stack, environment_of
 
@@ -184,9 +185,9 @@ async def test_an_interrupted_copy_leaves_nothing(
             await asyncio.sleep(0.05)
     put.send_signal(signal.SIGINT)
     assert await put.wait() == 130
-    assert [each async for each in storage.objects.list(session.session_id)] == []
+    assert [each.path async for each in storage.objects.list(session.session_id)] == [CLAIM]
     root = Path(stack.settings.storage_location.removeprefix("file://")) / "sessions" / session.session_id
-    assert not [path for path in root.rglob("*") if path.is_file()]
+    assert [path.name for path in root.rglob("*") if path.is_file()] == [CLAIM]
 
 
 async def test_progress_is_for_people_and_for_what_takes_long(env: Mapping[str, str], session: Session) -> None:
