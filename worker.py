@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -38,6 +39,7 @@ from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
 from activities.provider import ProviderAccess, ProviderPool
 from activities.retention import RetentionActivities
+from activities.session_owners import SessionOwners
 from activities.statuses import StatusActivities
 from activities.storage_faults import StorageFaults
 from activities.workspace import WorkspaceActivities
@@ -50,7 +52,7 @@ from sandhold.search_attributes import SearchAttributesUnusable, register_search
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
-from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
+from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id, session_if_known
 from workflows.clean_storage import CleanStorage
 from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
@@ -77,7 +79,8 @@ class Activities:
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess) -> Activities:
     """Every activity, with what it needs."""
-    storage = SessionStorage.open(settings.storage_location)
+    all_storage = SessionStorage.open(settings.storage_location)
+    storage = all_storage.guarded(partial(session_if_known, client))
     lifecycle = LifecycleActivities(access, settings)
     files = FileActivities(access, storage)
     commands = CommandActivities(access, storage)
@@ -87,8 +90,8 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
     keeping = KeepingActivities(access, storage)
-    filling = FillingActivities(access, storage, client)
-    retention = RetentionActivities(client, storage, access.deployment)
+    filling = FillingActivities(access, storage, SessionOwners(client, all_storage, access.deployment))
+    retention = RetentionActivities(client, all_storage, access.deployment)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 from pydantic import Field
 from temporalio import activity
-from temporalio.client import Client
 
 from activities.arrivals import Arrivals
 from activities.heartbeats import heartbeats
@@ -48,10 +47,10 @@ class _Progress(Message):
 class FillingActivities:
     """Brings what session storage holds into sandboxes. What the agent can do something about is an outcome."""
 
-    def __init__(self, access: ProviderAccess, storage: SessionStorage, client: Client) -> None:
+    def __init__(self, access: ProviderAccess, storage: SessionStorage, owners: SessionOwners) -> None:
         self._arrivals = Arrivals(SandboxStreams(access))
         self._storage = storage
-        self._owners = SessionOwners(client, storage, access.deployment)
+        self._owners = owners
         self._places = asyncio.Semaphore(TRANSFERS_AT_ONCE)
 
     @activity.defn(name=Activity.FILL_SANDBOX)

@@ -15,7 +15,7 @@ from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import ToolName, call_folder
 from sandhold.contracts.steps import CallStep, CommandProgress
 from sandhold.contracts.tools import ExecResult, parse_arguments
-from sandhold.storage import DocumentMissing, SessionStorage, StorageError
+from sandhold.storage import DocumentMissing, SessionStorage, StorageError, StorageFault
 
 A = TypeVar("A", bound=Strict)
 
@@ -38,6 +38,8 @@ async def arguments_of(storage: SessionStorage, step: CallStep, tool: ToolName, 
                 hint="Set SANDHOLD_STORAGE_URL for the client and the workers so that both reach the same storage; "
                 "then call again under a new call id.",
             ) from error
+        except StorageFault:
+            raise
         except StorageError as error:
             raise ToolFailure(
                 ErrorCode.INVALID_ARGUMENTS,

@@ -1,7 +1,8 @@
 """Removing what sessions left, once their policies do not keep it any longer.
 
 Fails closed: only what a session left is removed of which somebody knows since when it has ended. Temporal knows it
-while it retains the closed workflow; the clean-up notes it beside what the session left, for later.
+while it retains the closed workflow; the clean-up notes it beside what the session left, for later. What cannot be read
+is kept, counted and named, and holds up nothing else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 
 from pydantic import Field
 from temporalio import activity
@@ -21,8 +23,10 @@ from sandhold.contracts.names import SESSION_ATTRIBUTE, Activity, session_workfl
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.storage import SessionStorage
-from sandhold.storage.remains import EndMark, Remains
-from sandhold.temporal import session_start
+from sandhold.storage.claims import Claims
+from sandhold.storage.errors import StorageOfAnother, StorageRefused
+from sandhold.storage.remains import EndMark, MarkUnreadable, Remains
+from sandhold.temporal import SessionUnreadable, session_if_known, session_record
 
 SETTLED_AFTER = timedelta(minutes=10)
 """Nothing is removed sooner after the end, so that who waited for it can read a last result."""
@@ -39,6 +43,7 @@ class Verdict(StrEnum):
     OPEN = "open"
     KEPT = "kept"
     UNDECIDED = "undecided"
+    UNREADABLE = "unreadable"
     DUE = "due"
 
 
@@ -58,6 +63,7 @@ class RetentionActivities:
     ) -> None:
         self._client = client
         self._objects = storage.objects
+        self._claims = Claims(storage.objects, partial(session_if_known, client))
         self._deployment = deployment
         self._settled_after = settled_after
 
@@ -66,7 +72,8 @@ class RetentionActivities:
         """Go over all sessions that storage holds something of, and remove what is due.
 
         Safe to repeat, and with several at once. Raises when Temporal or the storage does not answer: what was not
-        looked at stays. Goes on where the attempt before was.
+        looked at stays. What of one session cannot be read, or is refused, stays for itself. Goes on where the attempt
+        before was.
         """
         progress = _progress_of_attempt_before() or _Progress(done=StorageCleaned(dry_run=step.dry_run))
         done = progress.done
@@ -95,16 +102,21 @@ class RetentionActivities:
         return claimed_by in {None, self._deployment}
 
     async def _verdict(self, session_id: str, now: datetime, is_ours: bool, dry_run: bool) -> Verdict:
+        try:
+            return await self._judged(session_id, now, is_ours, dry_run)
+        except (MarkUnreadable, StorageRefused, StorageOfAnother, SessionUnreadable) as error:
+            return _unreadable(session_id, error)
+
+    async def _judged(self, session_id: str, now: datetime, is_ours: bool, dry_run: bool) -> Verdict:
         remains = Remains(self._objects, session_id)
-        noted = await remains.mark()
         known = await self._known_end(session_id)
         if known is Verdict.OPEN:
             return Verdict.OPEN
         if isinstance(known, EndMark):
-            if noted != known and not dry_run:
-                await remains.put_mark(known)
+            if not dry_run:
+                await _note(remains, known)
             kept_until = known.kept_until
-        elif noted is not None:
+        elif (noted := await remains.mark()) is not None:
             if noted.deployment != self._deployment:
                 return Verdict.UNDECIDED
             kept_until = noted.kept_until
@@ -118,21 +130,26 @@ class RetentionActivities:
         return Verdict.OPEN if await self._something_runs(session_id) else Verdict.DUE
 
     async def _known_end(self, session_id: str) -> EndMark | Verdict:
-        """What Temporal knows of the session's end: OPEN while it runs, UNDECIDED when it knows nothing."""
+        """What Temporal knows of the session's end: OPEN while it runs, UNDECIDED when it knows nothing.
+
+        Nor does it when what lies here was left by an earlier session of the same id.
+        """
         try:
             described = await self._client.get_workflow_handle(session_workflow_id(session_id)).describe()
             if described.status is WorkflowExecutionStatus.RUNNING or described.close_time is None:
                 return Verdict.OPEN
-            start = await session_start(self._client, session_id)
+            known = await session_record(self._client, session_id)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return Verdict.UNDECIDED
             raise
+        if not await self._claims.is_of(session_id, known):
+            return Verdict.UNDECIDED
         return EndMark(
             deployment=self._deployment,
             ended_at=described.close_time,
-            keep_days=start.policy.keep_days,
-            owner=start.owner,
+            keep_days=known.start.policy.keep_days,
+            owner=known.start.owner,
         )
 
     async def _something_runs(self, session_id: str) -> bool:
@@ -149,13 +166,44 @@ class RetentionActivities:
                 done.kept_for_now += 1
             case Verdict.UNDECIDED:
                 done.kept_undecided += 1
+            case Verdict.UNREADABLE:
+                _count_unreadable(session_id, done)
             case Verdict.DUE:
-                async for batch in Remains(self._objects, session_id).remove(dry_run=done.dry_run):
-                    done.objects_removed += batch.objects
-                    done.bytes_removed += batch.bytes
-                done.sessions_removed += 1
-                if len(done.removed) < _NAMED:
-                    done.removed.append(session_id)
+                await self._remove(session_id, done)
+
+    async def _remove(self, session_id: str, done: StorageCleaned) -> None:
+        try:
+            async for batch in Remains(self._objects, session_id).remove(dry_run=done.dry_run):
+                done.objects_removed += batch.objects
+                done.bytes_removed += batch.bytes
+        except StorageRefused as error:
+            _unreadable(session_id, error)
+            _count_unreadable(session_id, done)
+            return
+        done.sessions_removed += 1
+        if len(done.removed) < _NAMED:
+            done.removed.append(session_id)
+
+
+async def _note(remains: Remains, known: EndMark) -> None:
+    """Have the mark say what Temporal knows, whatever it said, or could not say, before."""
+    try:
+        if await remains.mark() == known:
+            return
+    except MarkUnreadable:
+        activity.logger.warning("a mark that nobody can read is written anew", extra={"session": remains.session_id})
+    await remains.put_mark(known)
+
+
+def _unreadable(session_id: str, error: Exception) -> Verdict:
+    activity.logger.warning("what a session left is kept", extra={"session": session_id, "reason": str(error)})
+    return Verdict.UNREADABLE
+
+
+def _count_unreadable(session_id: str, done: StorageCleaned) -> None:
+    done.kept_unreadable += 1
+    if len(done.unreadable) < _NAMED:
+        done.unreadable.append(session_id)
 
 
 def _progress_of_attempt_before() -> _Progress | None:

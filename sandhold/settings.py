@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sandhold.contracts.names import DEFAULT_TASK_QUEUE
+from sandhold.contracts.storage_url import check_storage_url
 
 STACK_FILE = "stack.json"
 DEFAULT_TEMPORAL_ADDRESS = "127.0.0.1:7233"
@@ -87,15 +87,10 @@ class Settings(BaseSettings):
 
     @field_validator("storage_url")
     @classmethod
-    def _place_without_secrets(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.username or parts.password or parts.query:
-            raise ValueError("must not carry credentials: they come from the AWS_* variables")
-        if (parts.scheme == "s3" and parts.netloc) or (parts.scheme == "file" and parts.path.startswith("/")):
-            return value
-        raise ValueError("must be file:///folder or s3://bucket/prefix")
+    def _names_a_storage(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_storage_url(value)
+        return value
 
     @field_validator("log_level")
     @classmethod

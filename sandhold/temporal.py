@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
@@ -12,7 +12,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from sandhold.contracts.names import session_workflow_id
-from sandhold.contracts.sessions import SessionStart
+from sandhold.contracts.sessions import SessionRecord, SessionStart
 from sandhold.settings import DEFAULT_TEMPORAL_ADDRESS, Settings
 
 DATA_CONVERTER = pydantic_data_converter
@@ -61,18 +61,44 @@ async def connect(
         ) from error
 
 
-async def session_start(client: Client, session_id: str, *, timeout: timedelta = _REQUEST_TIMEOUT) -> SessionStart:
-    """What the session was started with, also after its end. Needs no worker.
+class SessionUnreadable(ValueError):
+    """Temporal knows the session, but what it was started with is nothing that we write."""
 
-    Raises RPCError: NOT_FOUND when Temporal knows no such session, or not any more.
+
+async def session_record(client: Client, session_id: str, *, timeout: timedelta = _REQUEST_TIMEOUT) -> SessionRecord:
+    """What Temporal has on record of the session, also after its end. Needs no worker.
+
+    Raises RPCError: NOT_FOUND when Temporal knows no such session, or not any more; and SessionUnreadable.
     """
     handle = client.get_workflow_handle(session_workflow_id(session_id))
     # The first event of whichever run is the latest: each run is started with the policy.
     first = await anext(handle.fetch_history_events(page_size=1, rpc_timeout=timeout))
-    payloads = first.workflow_execution_started_event_attributes.input.payloads
-    [start] = await client.data_converter.decode(payloads, [SessionStart])
+    attributes = first.workflow_execution_started_event_attributes
+    try:
+        [start] = await client.data_converter.decode(attributes.input.payloads, [SessionStart])
+    except (ValueError, RuntimeError) as error:
+        raise SessionUnreadable(f"nobody can read what session {session_id!r} was started with") from error
     assert isinstance(start, SessionStart)
-    return start
+    return SessionRecord(
+        start=start,
+        run_id=attributes.first_execution_run_id,
+        created_at=start.carried.created_at if start.carried else first.event_time.ToDatetime(UTC),
+    )
+
+
+async def session_start(client: Client, session_id: str, *, timeout: timedelta = _REQUEST_TIMEOUT) -> SessionStart:
+    """What the session was started with. As `session_record`."""
+    return (await session_record(client, session_id, timeout=timeout)).start
+
+
+async def session_if_known(client: Client, session_id: str) -> SessionRecord | None:
+    """The record of a session; None when Temporal knows none of this id (any more). As `session_record`."""
+    try:
+        return await session_record(client, session_id)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise
 
 
 async def deployment_id(client: Client) -> str:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
-from obstore.exceptions import BaseError as ObjectStoreError
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
@@ -165,7 +164,9 @@ async def _storage(settings: Settings) -> Check:
         ref = await storage.put_json(_PROBE_SESSION, "probe.json", {"written": datetime.now(UTC).isoformat()})
         await storage.get_json(_PROBE_SESSION, ref)
         await storage.delete(_PROBE_SESSION, ref.path)
-    except (StorageError, ObjectStoreError, OSError, ValueError) as error:
+    except StorageError as error:
+        return Check(name="storage", ok=False, detail=f"{url} cannot be used: {error}. {error.hint or ''}".rstrip())
+    except ValueError as error:
         return Check(name="storage", ok=False, detail=f"{url} cannot be used: {error}")
     return Check(name="storage", ok=True, detail=f"{url} is writable")
 

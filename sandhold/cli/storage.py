@@ -47,4 +47,6 @@ def _told(cleaned: StorageCleaned) -> str:
     kept = f"kept: {cleaned.kept_open} that run, {cleaned.kept_for_now} for now"
     if cleaned.kept_undecided:
         kept += f", {cleaned.kept_undecided} of which nobody here knows whether they have ended"
+    if cleaned.kept_unreadable:
+        kept += f", {cleaned.kept_unreadable} that could not be read or removed: {', '.join(cleaned.unreadable)}"
     return "\n".join([*lines, kept])

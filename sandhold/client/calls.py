@@ -12,14 +12,13 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from obstore.exceptions import BaseError as ObjectStoreError
 from pydantic import JsonValue
 from pydantic_core import to_json
 from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from sandhold.client.absence import Absence
+from sandhold.client.absence import Absence, session_not_found
 from sandhold.client.errors import WaitTimeout
 from sandhold.client.requests import Backoff, Deadline, NeverRan, NoSlot, TemporalRequests
 from sandhold.contracts.calls import (
@@ -167,32 +166,25 @@ class Calls:
                     "storage; then call again with the same call id.",
                     retryable=True,
                 ) from error
-            except (StorageError, ObjectStoreError, OSError) as error:
-                raise ToolFailure(
-                    ErrorCode.INTERNAL,
-                    f"the call has ended, but its result cannot be read: {error}",
-                    hint="Call again with the same call id once the session storage can be reached.",
-                    retryable=True,
-                ) from error
+            except StorageError as error:
+                raise error.failure("the call has ended, but its result cannot be read") from error
         spent = {"result_ref": None, "fingerprint": None, "generation": None}
         return envelope.model_copy(update={"result": result, **spent})
 
     async def _by_reference(self, request: CallRequest) -> CallRequest:
         """Put the arguments into session storage, under a name that other arguments cannot take.
 
-        Raises ToolFailure `quota_exceeded` when the session's storage is full.
+        Raises ToolFailure `quota_exceeded` when the session's storage is full, and `session_not_found`.
         """
         quota = await self._quota(Deadline())
+        if quota is None:
+            raise ToolFailure(**session_not_found(self._session_id).model_dump())
         digest = json_sha256(request.arguments)
         path = f"calls/{call_folder(request.call_id)}/arguments-{digest[:16]}.json"
         try:
-            ref = await self._storage().put_json(
-                self._session_id, path, request.arguments, quota=quota.session_bytes if quota else None
-            )
-        except (StorageError, ObjectStoreError, OSError) as error:
-            raise ToolFailure(
-                ErrorCode.INTERNAL, f"the arguments could not be stored: {error}", retryable=True
-            ) from error
+            ref = await self._storage().put_json(self._session_id, path, request.arguments, quota=quota.session_bytes)
+        except StorageError as error:
+            raise error.failure("the arguments could not be stored") from error
         return request.model_copy(update={"arguments": None, "arguments_ref": ref})
 
     async def _submit(self, prepared: Prepared, deadline: Deadline) -> CallEnvelope:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from obstore.exceptions import BaseError as ObjectStoreError
 from pydantic import JsonValue
 from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -231,13 +230,8 @@ class Command:
     async def _read(self, stream: Stream, offset: int, limit: int) -> bytes:
         try:
             return await self._storage().read_output(self._session.session_id, self.call_id, stream, offset, limit)
-        except (StorageError, ObjectStoreError, OSError) as error:
-            raise ToolFailure(
-                ErrorCode.INTERNAL,
-                f"the output cannot be read from session storage: {error}",
-                hint="Read it again once the session storage can be reached.",
-                retryable=True,
-            ) from error
+        except StorageError as error:
+            raise error.failure("the output cannot be read") from error
 
     async def _kept_in_result(self, outcome: CallOutcome, offsets: dict[Stream, int]) -> list[OutputChunk]:
         """The output of a command so short that it never reached storage: all of it is in its result.

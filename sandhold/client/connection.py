@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
@@ -39,14 +41,18 @@ from sandhold.contracts.names import (
     session_workflow_id,
 )
 from sandhold.contracts.policy import Policy
-from sandhold.contracts.sessions import SessionOutcome, SessionStart, SessionState
+from sandhold.contracts.sessions import SessionOutcome, SessionRecord, SessionStart, SessionState
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.search_attributes import OWNER, SESSION, STATE
 from sandhold.settings import Settings
-from sandhold.storage import SessionStorage
-from sandhold.temporal import connect
+from sandhold.storage import SessionStorage, StorageError
+from sandhold.temporal import connect, session_record
+
+logger = logging.getLogger("sandhold.client")
 
 DEFAULT_OWNER = "default"
+_STORAGE_TELLS_WITHIN_S = 5.0
+"""How long opening a session waits for a storage that does not answer."""
 # Requests are repeated by `TemporalRequests`, which can be interrupted and knows what an answer means; the SDK's own
 # retries wait up to 7 s when a workflow has ten updates in flight (temporalio 1.35). One try is how it spells none.
 NO_RETRIES = RetryConfig(max_retries=1)
@@ -74,8 +80,25 @@ class Sandhold:
         return self._requests.client
 
     @cached_property
-    def _storage(self) -> SessionStorage:
+    def _all_storage(self) -> SessionStorage:
         return SessionStorage.open(self._settings.storage_location)
+
+    @cached_property
+    def _storage(self) -> SessionStorage:
+        """The storage for whoever works for a session."""
+
+        async def lookup(session_id: str) -> SessionRecord | None:
+            async def attempt(request_timeout: timedelta) -> SessionRecord:
+                return await session_record(self.client, session_id, timeout=request_timeout)
+
+            try:
+                return await self._requests.send(attempt, deadline=Deadline())
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:
+                    return None
+                raise TemporalRefused(f"Temporal refused to tell of the session: {error.message}") from error
+
+        return self._all_storage.guarded(lookup)
 
     async def open_session(
         self,
@@ -88,13 +111,16 @@ class Sandhold:
         """Start a session, or attach to the open one of this id, whose policy then stays as it is.
 
         Needs no worker. Raises InvalidRequest, OwnerMismatch when the open session is someone else's, and
-        SessionEnded when the id was used before.
+        SessionEnded when the id was used before: as Temporal says, or storage that still holds something of it.
         """
+        deadline = Deadline.after(timeout)
+        is_chosen = session_id is not None
         session_id = new_session_id() if session_id is None else _valid_session_id(session_id)
         if not is_owner(owner):
             raise InvalidRequest(f"{owner[:140]!r} cannot be an owner: letters, digits and _ . : @ -, at most 128")
         start = SessionStart(session_id=session_id, owner=owner, policy=_valid_policy(policy))
-        deadline = Deadline.after(timeout)
+        if is_chosen and await self._is_left_over(session_id, deadline):
+            raise SessionEnded(session_id)
         try:
             await self._start(start, deadline)
         except WorkflowAlreadyStartedError:
@@ -111,6 +137,24 @@ class Sandhold:
                 ) from error
             raise TemporalRefused(f"Temporal refused to start the session: {error.message}") from error
         return self.session(session_id)
+
+    async def _is_left_over(self, session_id: str, deadline: Deadline) -> bool:
+        """Whether storage holds something of a session of this id that Temporal has forgotten.
+
+        Where storage does not say so in time the session is opened: it cannot use what an earlier one left.
+        """
+        try:
+            async with asyncio.timeout(min(_STORAGE_TELLS_WITHIN_S, deadline.check())):
+                if await anext(self._all_storage.objects.list(session_id), None) is None:
+                    return False
+        except (StorageError, TimeoutError) as error:
+            logger.warning("session %s is opened without a look at what storage holds of it: %s", session_id, error)
+            return False
+        try:
+            await self.find_session(session_id, timeout=None if deadline.at is None else deadline.check())
+        except SessionNotFound:
+            return True
+        return False
 
     def session(self, session_id: str) -> Session:
         """The session of this id, whether it exists or not: asking it for something tells. Raises InvalidRequest."""

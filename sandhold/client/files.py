@@ -13,8 +13,8 @@ from sandhold.client.errors import SessionEnded, SessionNotFound
 from sandhold.client.requests import Deadline, TemporalRequests
 from sandhold.contracts.sessions import SessionStart
 from sandhold.contracts.storage import StoredFile
-from sandhold.storage import FileStore, Progress, Quota, SessionStorage
-from sandhold.storage.remains import Remains
+from sandhold.storage import FileStore, Progress, Quota, SessionStorage, StorageError
+from sandhold.storage.remains import MarkUnreadable, Remains
 from sandhold.temporal import session_start
 
 _SEEN_FOR_S = 5.0
@@ -27,7 +27,8 @@ class SessionFiles:
     Paths are written like `notes/plan.md`, with or without a slash before. Files can be written while the session is
     open, and read and deleted as long as they are kept, also after its end. Raises SessionNotFound, SessionEnded and
     TemporalUnreachable, and ToolFailure: `invalid_arguments` for a path that cannot be one, `path_not_found`,
-    `quota_exceeded`, `storage_full`, and `internal` (retryable) when the storage cannot be reached.
+    `quota_exceeded`, `storage_full`, `internal` when the storage cannot be reached (retryable) or refuses access, and
+    `conflict` when a file is replaced while it is read, or an earlier session of this id left what is stored.
     """
 
     def __init__(self, session_id: str, requests: TemporalRequests, storage: Callable[[], SessionStorage]) -> None:
@@ -41,7 +42,8 @@ class SessionFiles:
     async def list(self, folder: str = "", *, after: str = "", limit: int | None = None) -> AsyncIterator[StoredFile]:
         """The files in `folder` and below, in the order of their paths.
 
-        At most `limit`; the next ones are those `after` the last path. Memory stays bounded however many there are.
+        At most `limit`; the next ones are those `after` the last path. Memory stays bounded however many there are; in
+        a local folder it takes the names in one folder.
         """
         await self._check(open_only=False)
         left = limit
@@ -142,8 +144,17 @@ class SessionFiles:
         if time.monotonic() < self._seen_at.get(open_only, 0.0) + _SEEN_FOR_S:
             return
         is_open = await self._absence.session_is_open(Deadline())
-        if is_open is None and await Remains(self._storage().objects, self._session_id).mark() is None:
+        if is_open is None and not await self._is_remembered():
             raise SessionNotFound(self._session_id)
         if open_only and not is_open:
             raise SessionEnded(self._session_id)
         self._seen_at[open_only] = time.monotonic()
+
+    async def _is_remembered(self) -> bool:
+        """Whether storage says that there was such a session, which Temporal has forgotten."""
+        try:
+            return await Remains(self._storage().objects, self._session_id).mark() is not None
+        except MarkUnreadable:
+            return True
+        except StorageError as error:
+            raise error.failure(f"nobody can tell whether there is a session {self._session_id!r}") from error

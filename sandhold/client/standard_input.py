@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from obstore.exceptions import BaseError as ObjectStoreError
 from pydantic import ValidationError
 
 from sandhold.contracts.base import Message
@@ -165,12 +164,11 @@ async def _told() -> AsyncIterator[None]:
     """What goes wrong with the storage, in our words."""
     try:
         yield
-    except (StorageError, ObjectStoreError, OSError, ValidationError) as error:
+    except StorageError as error:
+        raise error.failure("session storage does not tell how the input is cut") from error
+    except ValidationError as error:
         raise ToolFailure(
-            ErrorCode.INTERNAL,
-            f"session storage does not tell how the input is cut: {error}",
-            hint="Pass the same input on again once the session storage can be reached.",
-            retryable=True,
+            ErrorCode.INTERNAL, "what session storage holds of how the input is cut cannot be read"
         ) from error
 
 

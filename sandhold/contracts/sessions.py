@@ -54,6 +54,15 @@ class SessionStart(Message):
     carried: SessionCarried | None = None
 
 
+class SessionRecord(Message):
+    """What Temporal has on record of a session, also after its end."""
+
+    start: SessionStart
+    run_id: str
+    """The first run of its workflow. No other session has it, not even one of the same id."""
+    created_at: datetime
+
+
 class SessionStatus(Message):
     """The answer to the query `status`."""
 

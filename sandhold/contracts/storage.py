@@ -37,6 +37,10 @@ class StorageCleaned(Message):
     """Sessions that have ended, and are to be kept for longer."""
     kept_undecided: int = 0
     """Sessions that nobody here can say to have ended, for example those of another deployment."""
+    kept_unreadable: int = 0
+    """Sessions of which something cannot be read, or removed: an operator has to look at them."""
+    unreadable: list[str] = Field(default_factory=list)
+    """The ids of the first of these."""
     sessions_removed: int = 0
     objects_removed: int = 0
     bytes_removed: int = 0

@@ -1,6 +1,6 @@
 """Session storage: one prefix per session in a local folder or an object store."""
 
-from sandhold.storage.errors import DocumentMissing, StorageError
+from sandhold.storage.errors import DocumentMissing, StorageError, StorageFault
 from sandhold.storage.files import FileStore, Progress, Quota
 from sandhold.storage.quota import QuotaExceeded
 from sandhold.storage.segments import SegmentReader, SegmentWriter, Stream
@@ -16,5 +16,6 @@ __all__ = [
     "SegmentWriter",
     "SessionStorage",
     "StorageError",
+    "StorageFault",
     "Stream",
 ]

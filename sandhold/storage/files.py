@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from obstore.exceptions import BaseError as ObjectStoreError
-
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.session_paths import session_folder, session_path
 from sandhold.contracts.storage import StoredFile
-from sandhold.storage.errors import NameTaken, ObjectMissing, StorageError, StorageFull
+from sandhold.storage.errors import NameTaken, ObjectMissing, StorageError
 from sandhold.storage.objects import PART_BYTES, SessionObjects, StoredObject
 from sandhold.storage.quota import STEP_BYTES, QuotaExceeded, Reservation, Usage
 
@@ -42,7 +40,8 @@ class FileStore:
     """The files of one session. A file is there as a whole or not at all.
 
     Raises ToolFailure: InvalidSessionPath, `path_not_found`, `invalid_arguments` where a name would be both a file and
-    a folder, QuotaExceeded, `storage_full`, and `internal` (retryable) when the storage cannot be reached.
+    a folder, QuotaExceeded, `storage_full`, `conflict` when a file is replaced while it is read or an earlier session
+    left what is stored, and `internal` when the storage cannot be reached (retryable) or refuses access.
     """
 
     def __init__(self, objects: SessionObjects, usage: Usage, session_id: str) -> None:
@@ -277,14 +276,5 @@ def _failures(path: str) -> Iterator[None]:
         yield
     except NameTaken as error:
         raise _name_taken(path, "a name cannot be both a file and a folder") from error
-    except StorageFull as error:
-        raise ToolFailure(
-            ErrorCode.STORAGE_FULL, f"the disk of the session storage is full: {error}", retryable=True
-        ) from error
-    except (StorageError, ObjectStoreError) as error:
-        raise ToolFailure(
-            ErrorCode.INTERNAL,
-            f"the session storage did not do its part for {path}: {error}",
-            hint="Try again once the session storage can be reached.",
-            retryable=True,
-        ) from error
+    except StorageError as error:
+        raise error.failure(path) from error

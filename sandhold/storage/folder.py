@@ -30,24 +30,34 @@ class FoundFile:
 def walk(folder: Path, prefix: str, after: str = "") -> Iterator[FoundFile]:
     """The files below `prefix` in the byte order of their paths, those beyond `after`. Links are not followed.
 
-    Costs the memory of the folders on the way to a file, not of all files.
+    Costs the memory of the names in the folders on the way to a file, not of all files. Raises OSError.
     """
-    try:
-        entries = list(os.scandir(folder / prefix))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    named = ((f"{prefix}/{entry.name}", entry) for entry in entries if not UNFINISHED.search(entry.name))
-    # A bucket compares whole keys: `a-b` comes before `a/b`.
-    ordered = sorted((path + "/" if _is_folder(entry) else path, path, entry) for path, entry in named)
-    for key, path, entry in ordered:
-        if key.endswith("/"):
-            if key > after or after.startswith(key):
-                yield from walk(folder, path, after)
+    for name in _names(folder / prefix):
+        path = f"{prefix}/{name}"
+        if name.endswith("/"):
+            if path > after or after.startswith(path):
+                yield from walk(folder, path[:-1], after)
         elif path > after:
             with suppress(FileNotFoundError):  # deleted meanwhile
-                found = entry.stat(follow_symlinks=False)
+                found = os.stat(f"{folder}/{path}", follow_symlinks=False)  # noqa: PTH116 - of many files each
                 if stat.S_ISREG(found.st_mode):
                     yield FoundFile(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, in order, folders with a slash: a bucket compares whole keys, `a-b` comes before `a/b`.
+
+    Only names are held: what else is told of an entry takes ten times as much room.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+                for entry in entries
+                if not UNFINISHED.search(entry.name)
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def remove_unfinished(folder: Path, older_than_s: float, now: datetime) -> int:
@@ -63,7 +73,3 @@ def remove_unfinished(folder: Path, older_than_s: float, now: datetime) -> int:
                     left.unlink()
                     removed += 1
     return removed
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)

@@ -16,9 +16,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from obstore.exceptions import BaseError as ObjectStoreError
-
 from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.storage.claims import CLAIM
+from sandhold.storage.errors import StorageError
 from sandhold.storage.objects import SessionObjects, StoredObject
 
 RESERVATIONS = "reservations"
@@ -26,9 +26,12 @@ RESERVED_FOR_S = 600.0
 RENEW_AFTER_S = 120.0
 COUNTED_FOR_S = 10.0
 """How old a count may be when it admits a write. None refuses one before it is made anew."""
+COUNTING_SHARE = 20
+"""A count that took long is good for so many times as long: of many objects each thousand costs a bucket a request."""
 UNCOUNTED_BYTES = 16 * 1024 * 1024
-"""The most that one process admits on one count. By so much can each other process that writes at the same time take a
-session beyond its quota."""
+UNCOUNTED_SHARE = 64
+"""The most that one process admits on one count: UNCOUNTED_BYTES, or this share of a large quota. By so much can each
+other process that writes at the same time take a session beyond its quota, however old its count is."""
 STEP_BYTES = 64 * 1024 * 1024
 """By how much the reservation of a write of unknown length grows."""
 
@@ -47,6 +50,7 @@ class _Count:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     held: int = 0
     counted_at: float | None = None
+    good_for_s: float = COUNTED_FOR_S
     since: int = 0
     """Written since, or while it was counted."""
     under_way: int = 0
@@ -69,7 +73,8 @@ class Usage:
         total = 0
         now = datetime.now(UTC)
         async for each in self._objects.list(session_id):
-            total += _reserved(each, now) if _is_reservation(each) else each.size
+            if each.path != CLAIM:  # It is ours, and there before the first byte of the session.
+                total += _reserved(each, now) if _is_reservation(each) else each.size
         return total
 
     @asynccontextmanager
@@ -87,8 +92,10 @@ class Usage:
         async with count.lock:
             if not _is_good_enough(count, size, quota):
                 count.since = 0
+                began_at = time.monotonic()
                 count.held = await self.held(session_id)
                 count.counted_at = time.monotonic()
+                count.good_for_s = max(COUNTED_FOR_S, COUNTING_SHARE * (count.counted_at - began_at))
             after = count.held + count.uncounted + size - replaced
             if size > replaced and after > quota:
                 raise exceeded(count.held + count.uncounted, size - replaced, quota)
@@ -159,7 +166,7 @@ class Reservation:
     async def release(self) -> None:
         """Give the room back. A reservation that cannot be removed lapses by itself."""
         if self._path is not None:
-            with suppress(ObjectStoreError, OSError):
+            with suppress(StorageError):
                 await self._objects.delete(self._session_id, [self._path])
 
     async def _lay(self, size: int) -> None:
@@ -181,10 +188,10 @@ def exceeded(held: int, more: int, quota: int) -> QuotaExceeded:
 
 def _is_good_enough(count: _Count, size: int, quota: int) -> bool:
     """Whether the count is new enough to admit `size` bytes without another. It never is enough to refuse them."""
-    if count.counted_at is None or time.monotonic() - count.counted_at > COUNTED_FOR_S:
+    if count.counted_at is None or time.monotonic() - count.counted_at > count.good_for_s:
         return False
     uncounted = count.uncounted + size
-    return uncounted <= UNCOUNTED_BYTES and count.held + uncounted <= quota
+    return uncounted <= max(UNCOUNTED_BYTES, quota // UNCOUNTED_SHARE) and count.held + uncounted <= quota
 
 
 def _is_reservation(stored: StoredObject) -> bool:

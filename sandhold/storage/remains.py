@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
+
 from sandhold.contracts.base import Message
+from sandhold.storage.errors import StorageError
 from sandhold.storage.objects import SessionObjects
 
 _MARK = "ended.json"
@@ -28,6 +31,12 @@ class EndMark(Message):
         return self.ended_at + timedelta(days=self.keep_days)
 
 
+class MarkUnreadable(StorageError):
+    """There is a mark, but it is none that we write."""
+
+    retryable = False
+
+
 @dataclass(frozen=True)
 class Batch:
     """Objects that were removed together."""
@@ -41,20 +50,23 @@ class Remains:
 
     def __init__(self, objects: SessionObjects, session_id: str) -> None:
         self._objects = objects
-        self._session_id = session_id
+        self.session_id = session_id
 
     async def mark(self) -> EndMark | None:
-        """The mark of the session's end; None before somebody has noticed it."""
-        data = await self._objects.get(self._session_id, _MARK)
-        return None if data is None else EndMark.model_validate_json(data)
+        """The mark of the session's end; None before somebody has noticed it. Raises MarkUnreadable."""
+        data = await self._objects.get(self.session_id, _MARK)
+        try:
+            return None if data is None else EndMark.model_validate_json(data)
+        except ValidationError:
+            raise MarkUnreadable(f"nobody can read {_MARK} of session {self.session_id!r}") from None
 
     async def put_mark(self, mark: EndMark) -> None:
-        await self._objects.put(self._session_id, _MARK, mark.model_dump_json().encode())
+        await self._objects.put(self.session_id, _MARK, mark.model_dump_json().encode())
 
     async def last_written_at(self) -> datetime | None:
         """When the newest object was written; None when there is none."""
         newest = None
-        async for each in self._objects.list(self._session_id):
+        async for each in self._objects.list(self.session_id):
             newest = each.modified_at if newest is None else max(newest, each.modified_at)
         return newest
 
@@ -62,7 +74,7 @@ class Remains:
         """Remove everything, the mark last, so that whoever is interrupted finds it again. A dry run only counts."""
         paths: list[str] = []
         size = 0
-        async for each in self._objects.list(self._session_id):
+        async for each in self._objects.list(self.session_id):
             if each.path == _MARK:
                 continue
             paths.append(each.path)
@@ -72,9 +84,9 @@ class Remains:
                 paths, size = [], 0
         yield await self._removed(paths, size, dry_run)
         if not dry_run:
-            await self._objects.delete(self._session_id, [_MARK])
+            await self._objects.delete(self.session_id, [_MARK])
 
     async def _removed(self, paths: list[str], size: int, dry_run: bool) -> Batch:
         if paths and not dry_run:
-            await self._objects.delete(self._session_id, paths)
+            await self._objects.delete(self.session_id, paths)
         return Batch(len(paths), size)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pydantic import JsonValue
 
 from sandhold.contracts.calls import StorageRef, json_bytes
+from sandhold.storage.claims import Claims, Lookup
 from sandhold.storage.errors import DocumentMissing, StorageError
 from sandhold.storage.files import FileStore
 from sandhold.storage.objects import SessionObjects
@@ -30,6 +31,13 @@ class SessionStorage:
     def open(cls, url: str) -> SessionStorage:
         """Open the storage at `url`; a local folder (`file:///...`) is made when it is missing. Raises ValueError."""
         return cls(SessionObjects.open(url))
+
+    def guarded(self, lookup: Lookup) -> SessionStorage:
+        """The same storage for those who work for sessions: what an earlier session of the same id left is refused.
+
+        Everything then raises StorageOfAnother for such a session, and what `lookup` raises.
+        """
+        return SessionStorage(self.objects.guarded(Claims(self.objects, lookup).admit))
 
     def files(self, session_id: str) -> FileStore:
         """The session's files."""

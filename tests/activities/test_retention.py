@@ -6,18 +6,22 @@ import dataclasses
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import obstore
 import pytest
+from obstore.exceptions import PermissionDeniedError
 from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import ActivityEnvironment
 
 from activities.retention import SETTLED_AFTER, RetentionActivities
 from sandhold.client import Session
-from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE
+from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, session_workflow_id
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.schedules import ensure_schedules
 from sandhold.storage import SessionStorage
+from sandhold.storage.claims import CLAIM, Claim
 from sandhold.storage.remains import EndMark, Remains
 from tests.stack import Stack
 from tests.workflows.waiting import eventually
@@ -114,11 +118,72 @@ async def test_what_nobody_knows_goes_long_after_it_was_last_written(
 
     async def earlier(remains: Remains) -> datetime | None:
         moment = await written_at(remains)
-        return moment - OLD if moment and remains._session_id == "nobodys" else moment
+        return moment - OLD if moment and remains.session_id == "nobodys" else moment
 
     monkeypatch.setattr(Remains, "last_written_at", earlier)
     cleaned = await clean(stack, storage)
     assert (cleaned.removed, cleaned.kept_for_now) == (["nobodys"], 1)
+
+
+async def test_what_cannot_be_read_of_one_session_is_kept_and_holds_up_no_other(
+    stack: Stack, storage: SessionStorage
+) -> None:
+    mark = EndMark(deployment=stack.deployment, ended_at=datetime.now(UTC) - OLD, keep_days=1)
+    for name in ("aaa", "mmm", "zzz"):
+        await with_content(storage, name)
+        await Remains(storage.objects, name).put_mark(mark)
+    await storage.put_bytes("aaa", "ended.json", b"")
+    await stack.temporal.start_workflow("AgentSession", "nonsense", id=session_workflow_id("mmm"), task_queue="nobody")
+    await stack.temporal.get_workflow_handle(session_workflow_id("mmm")).terminate("only its record is needed")
+    told = await clean(stack, storage, dry_run=True)
+    assert (told.removed, told.unreadable) == (["zzz"], ["aaa", "mmm"])
+    cleaned = await clean(stack, storage)
+    assert (cleaned.removed, cleaned.kept_unreadable, cleaned.unreadable) == (["zzz"], 2, ["aaa", "mmm"])
+    assert await left(storage) == {"aaa", "mmm"}
+
+
+async def test_a_mark_that_nobody_can_read_is_written_anew_while_temporal_knows_better(
+    stack: Stack, storage: SessionStorage
+) -> None:
+    due, kept = await ended(stack, keep_days=0.0), await ended(stack, keep_days=1.0)
+    for session_id in (due, kept):
+        await with_content(storage, session_id)
+        await storage.put_bytes(session_id, "ended.json", b"{")
+    cleaned = await clean(stack, storage)
+    assert (cleaned.removed, cleaned.kept_for_now, cleaned.kept_unreadable) == ([due], 1, 0)
+    mark = await Remains(storage.objects, kept).mark()
+    assert mark is not None
+    assert mark.keep_days == 1.0
+
+
+async def test_what_must_not_be_removed_of_one_session_holds_up_no_other(
+    stack: Stack, storage: SessionStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = sorted([await ended(stack, keep_days=0.0), await ended(stack, keep_days=0.0)])
+    await with_content(storage, first, second)
+    delete = obstore.delete_async
+
+    async def refusing(store: Any, paths: Any) -> None:
+        if first in str(paths):
+            raise PermissionDeniedError("not this one")
+        await delete(store, paths)
+
+    monkeypatch.setattr(obstore, "delete_async", refusing)
+    cleaned = await clean(stack, storage)
+    assert (cleaned.removed, cleaned.unreadable) == ([second], [first])
+
+
+async def test_what_an_earlier_session_of_the_id_left_is_kept_as_long_as_that_one_wanted(
+    stack: Stack, storage: SessionStorage
+) -> None:
+    marked, claimed = await ended(stack, keep_days=0.0), await ended(stack, keep_days=0.0)
+    await with_content(storage, marked, claimed)
+    mark = EndMark(deployment=stack.deployment, ended_at=datetime.now(UTC) - timedelta(days=5), keep_days=30)
+    await Remains(storage.objects, marked).put_mark(mark)
+    await storage.put_bytes(claimed, CLAIM, Claim(run_id="of another", owner="alice").model_dump_json().encode())
+    assert (await clean(stack, storage)).kept_for_now == 2
+    assert await Remains(storage.objects, marked).mark() == mark
+    assert await left(storage) == {marked, claimed}
 
 
 async def test_in_anothers_storage_the_unknown_stays(

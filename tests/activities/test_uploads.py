@@ -20,6 +20,7 @@ from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
 from activities.filling import FillingActivities
 from activities.keeping import KeepingActivities
+from activities.session_owners import SessionOwners
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.names import WORKSPACE_PATH
@@ -93,7 +94,8 @@ class Place:
 
 @pytest.fixture
 def place(provider: ProviderUnderTest, shared_sandbox: SandboxRef, temporal: WorkflowEnvironment) -> Place:
-    return Place(provider, FillingActivities(provider.access, provider.storage, temporal.client), shared_sandbox)
+    owners = SessionOwners(temporal.client, provider.storage, provider.access.deployment)
+    return Place(provider, FillingActivities(provider.access, provider.storage, owners), shared_sandbox)
 
 
 def codes(result: PushFilesResult | CreateSandboxResult) -> dict[str, ErrorCode]:

@@ -19,6 +19,7 @@ import pytest
 
 from sandhold.client import Session
 from sandhold.storage import SessionStorage
+from sandhold.storage.claims import CLAIM
 from tests.cli.process import COMMAND, finished, sandhold, started
 from tests.s3_server import S3Server
 from tests.stack import Stack, environment_of
@@ -254,7 +255,7 @@ async def test_an_interrupted_copy_leaves_nothing(
             await asyncio.sleep(0.05)
     put.send_signal(signal.SIGINT)
     assert await put.wait() == 130
-    assert [each async for each in storage.objects.list(session.session_id)] == []
+    assert [each.path async for each in storage.objects.list(session.session_id)] == [CLAIM]
     assert unfinished(session) == 0
 
 

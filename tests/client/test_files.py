@@ -129,3 +129,27 @@ async def test_many_writers_of_one_name_leave_one_whole_file(stack: Stack) -> No
     clients = [Sandhold(stack.temporal, stack.settings).session(session.session_id) for _ in contents]
     await asyncio.gather(*(client.files.write("same", data) for client, data in zip(clients, contents, strict=True)))
     assert await session.files.read("same") in contents
+
+
+async def test_a_session_that_nobody_knows_is_not_told_as_missing_while_storage_is_away(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    away = stack.settings.model_copy(update={"storage_url": "s3://bucket/prefix"})
+    mistyped = Sandhold(stack.temporal, away).session("mistyped")
+    with pytest.raises(ToolFailure) as failure:
+        await paths(mistyped)
+    assert (failure.value.error.code, failure.value.error.retryable) == (ErrorCode.INTERNAL, True)
+    assert "could not be reached" in failure.value.error.message
+
+
+async def test_a_mark_that_nobody_can_read_tells_all_the_same_that_there_was_a_session(stack: Stack) -> None:
+    storage = SessionStorage.open(stack.settings.storage_location)
+    await storage.put_bytes("marked-badly", "files/kept", b"1")
+    await storage.put_bytes("marked-badly", "ended.json", b"")
+    forgotten = stack.sandhold.session("marked-badly")
+    assert await forgotten.files.read("kept") == b"1"
+    with pytest.raises(SessionEnded):
+        await forgotten.files.write("a", b"1")

@@ -203,3 +203,52 @@ async def test_output_beyond_the_quota_is_cut_where_readers_saw_its_end(storage:
     await again.finish()
     assert not again.whole
     assert b"".join([piece async for piece in reader.chunks(SESSION, "c", "stdout")]) == kept
+
+
+async def test_a_session_whose_counting_takes_long_is_counted_less_often(
+    storage: SessionStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = 0
+    count = storage.usage.held
+    takes_s = 0.0
+
+    async def held(session_id: str) -> int:
+        nonlocal counts
+        counts += 1
+        await asyncio.sleep(takes_s)
+        return await count(session_id)
+
+    monkeypatch.setattr(quota_module, "COUNTED_FOR_S", 0.0)
+    monkeypatch.setattr(quota_module, "COUNTING_SHARE", 0.0)
+    monkeypatch.setattr(storage.usage, "held", held)
+    files = storage.files(SESSION)
+    for name in ("a", "b", "c"):
+        await files.write(name, b"1", quota(20))
+    assert counts == 3
+    monkeypatch.setattr(quota_module, "COUNTING_SHARE", 1000.0)
+    takes_s = 0.1
+    for name in ("a", "b", "c"):
+        await files.write(name, b"1", quota(20))
+    assert counts == 4
+
+
+async def test_a_large_quota_takes_more_small_files_between_two_counts(
+    storage: SessionStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = 0
+    count = storage.usage.held
+
+    async def held(session_id: str) -> int:
+        nonlocal counts
+        counts += 1
+        return await count(session_id)
+
+    monkeypatch.setattr(storage.usage, "held", held)
+    monkeypatch.setattr(quota_module, "COUNTED_FOR_S", 3600.0)
+    files = storage.files(SESSION)
+    for number in range(40):
+        await files.write(f"{number}", b"x" * MIB, quota(5 * 1024))
+    assert counts == 1
+    for number in range(40):
+        await files.write(f"{number}", b"x" * MIB, quota(100))
+    assert counts > 2

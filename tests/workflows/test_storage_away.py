@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 from temporalio.testing import WorkflowEnvironment
 
 from sandhold.client import Session
@@ -63,3 +66,31 @@ async def test_a_bucket_that_is_out_of_reach_for_a_while_costs_no_result(
         await run_while_away(session, cable.plug)
         await session.end()
     await cable.cut()
+
+
+async def test_a_command_whose_result_finds_a_full_disk_for_a_while_is_run_once_and_told_afterwards(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await stack.open()
+    await session.create_sandbox(sandbox_id="box")
+    put = obstore.put_async
+    is_full = True
+    refused = asyncio.Event()
+
+    async def put_where_room_is(store: Any, path: str, *args: Any, **options: Any) -> Any:
+        if is_full and session.session_id in path:
+            refused.set()
+            raise GenericError("Generic LocalFileSystem error: Unable to write: No space left (os error 28)")
+        return await put(store, path, *args, **options)
+
+    monkeypatch.setattr(obstore, "put_async", put_where_room_is)
+    called = asyncio.create_task(
+        session.exec("box", "echo start >> starts; seq 1 2000", output="full", call_id="no-room")
+    )
+    await asyncio.sleep(ANSWER_WITHIN_S + 3)
+    assert refused.is_set()
+    assert not called.done()
+    is_full = False
+    result = await called
+    assert (result.status, result.stdout) == ("completed", "".join(f"{n}\n" for n in range(1, 2001)))
+    assert (await session.exec("box", "cat starts", output="normal")).stdout == "start\n"
