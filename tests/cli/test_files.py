@@ -168,8 +168,7 @@ async def test_a_device_or_a_pipe_is_written_to_and_stays_what_it_is(
         got = await sandhold(*get, str(pipe), "--json", env=env)
         assert (got.code, got.document["bytes"], await reading == DATA) == (0, len(DATA), True)
     (tmp_path / "way").symlink_to("/dev/null")
-    for target in ("/dev/null", str(tmp_path / "way")):
-        assert (await sandhold(*get, target, env=env)).code == 0
+    assert (await sandhold(*get, str(tmp_path / "way"), env=env)).code == 0
     in_a_tree = await sandhold(*get[:3], "-r", "folder", str(tmp_path / "tree"), env=env)
     assert in_a_tree.code == 0
     (tmp_path / "tree" / "file").unlink()
@@ -178,7 +177,6 @@ async def test_a_device_or_a_pipe_is_written_to_and_stays_what_it_is(
     assert (left_out.code, [each["path"] for each in left_out.document["skipped"]]) == (1, ["folder/file"])
     assert pipe.is_fifo()
     assert (tmp_path / "way").is_symlink()
-    assert Path("/dev/null").is_char_device()
     assert (tmp_path / "tree" / "file").is_fifo()
 
 
@@ -290,6 +288,7 @@ async def test_a_push_shows_for_how_long_it_has_gone_on(env: Mapping[str, str], 
         *COMMAND, "files", session.session_id, "push", "box", "data", "x", stdout=DEVNULL, stderr=theirs, env=env
     )
     assert await process.wait() == 0
+    os.set_blocking(ours, False)
     assert b"push to box" in os.read(ours, 100_000)
     os.close(ours)
     os.close(theirs)
