@@ -23,6 +23,7 @@ from sandhold.contracts.steps import SandboxRef, SaveStep
 from sandhold.contracts.transfers import SavedWorkspace
 from sandhold.contracts.workspaces import DownloadWorkspaceArguments, DownloadWorkspaceResult
 from sandhold.storage import FileStore, Quota, SessionStorage
+from sandhold.storage.errors import StorageRefused
 
 SAVES_AT_ONCE = 4
 """Of one worker, beside the downloads: each takes up to 48 MiB of memory, and as much of a processor as it gets."""
@@ -92,7 +93,7 @@ class KeepingActivities:
                 async with asyncio.timeout(_left_s(step, effort)) as limit:
                     return await saving.run()
             except ToolFailure as failure:
-                if not failure.error.retryable:
+                if not failure.error.retryable and not _is_refused(failure):
                     return SavedWorkspace(error=failure.error)
                 effort.note(failure, time.monotonic() - began)
                 raise as_application_error(failure.error, non_retryable=False) from failure
@@ -212,4 +213,11 @@ def _meaning_of(failure: Exception) -> str:
 def _is_for_lack_of_storage(failure: Exception) -> bool:
     """Whether session storage could not be reached, or has no room for now. A sandbox's full disk is not retryable."""
     codes = {ErrorCode.INTERNAL, ErrorCode.STORAGE_FULL}
-    return isinstance(failure, ToolFailure) and failure.error.retryable and failure.error.code in codes
+    if not isinstance(failure, ToolFailure) or failure.error.code not in codes:
+        return False
+    return failure.error.retryable or _is_refused(failure)
+
+
+def _is_refused(failure: ToolFailure) -> bool:
+    """Whether session storage refuses us. Others are told at once; here work is lost unless somebody mends that."""
+    return isinstance(failure.__cause__, StorageRefused)

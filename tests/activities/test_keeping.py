@@ -17,6 +17,7 @@ from activities.stream_requests import StreamBroken
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolFailure
 from sandhold.contracts.steps import SandboxRef, SaveStep
 from sandhold.contracts.transfers import SavedWorkspace
+from sandhold.storage.errors import StorageRefused
 from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
 
@@ -96,6 +97,10 @@ async def test_attempts_that_fail_share_the_time_but_those_for_lack_of_storage_d
     )
     for code in (ErrorCode.INTERNAL, ErrorCode.STORAGE_FULL):
         assert await saved_by(provider, shared_sandbox, ToolFailure(code, "of session storage", retryable=True)) is None
+    fault = StorageRefused("of session storage")
+    told = fault.failure("a file")
+    told.__cause__ = fault
+    assert await saved_by(provider, shared_sandbox, told) is None
     refused = await saved_by(provider, shared_sandbox, ToolFailure(ErrorCode.QUOTA_EXCEEDED, "full"))
     assert refused is not None
     assert refused.error is not None
