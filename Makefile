@@ -36,7 +36,7 @@ dev: setup ## Keep Temporal, the local Daytona and a worker up until Ctrl-C
 # Most tests wait for timers and servers more than they compute; those of one file share what they set up.
 TEST_JOBS ?= 3
 test: setup ## Pass all tests, or some: make test TESTS=tests/storage
-	$(BIN)/python -m pytest $(or $(TESTS),-n $(TEST_JOBS) --dist loadfile)
+	$(BIN)/python -m pytest $(or $(TESTS),-n $(TEST_JOBS) --dist worksteal)
 
 output-memory: setup ## Pass 1 GiB of output through a worker; its memory must grow by less than 64 MiB
 	SANDHOLD_TEST_OUTPUT_BYTES=1073741824 $(BIN)/python -m pytest -s -k in_little_memory \

@@ -195,7 +195,7 @@ async def test_a_stopped_owner_does_not_hold_up_the_end(machine: Machine) -> Non
 @pytest.mark.usefixtures("impatient")
 async def test_a_folder_that_takes_no_file_does_not_stop_the_ending(machine: Machine) -> None:
     call_id = new_call_id()
-    script = f"echo run >>ran; d=~/.sandhold/calls/{call_id}; rm -rf $d; : >$d; sleep 60"
+    script = f"echo run >>ran; d=~/.sandhold/calls/{call_id}; until rm -rf $d; do :; done; : >$d; sleep 60"
     async with asyncio.timeout(20):
         assert (await machine.run(script, call_id=call_id, timeout_s=0.5, grace_s=0.1)).state == "cleaned"
     await until_gone(call_id)

@@ -108,6 +108,9 @@ async def test_a_write_that_cannot_arrive_is_refused(machine: Machine) -> None:
     await machine.ask(writing(call_id, b"x", close=True))
     assert await refusal_of(machine, writing(call_id, b"y")) == "closed"
     assert await refusal_of(machine, writing(call_id, b"", close=True)) == "closed"
+    async with asyncio.timeout(10):
+        while not (machine.folder(call_id) / "stdout").read_bytes():
+            await asyncio.sleep(0.02)
     (stopped,) = (await machine.ask(stop_request(call_id, grace_s=0))).reports
     assert stopped.stdout.head == b"x"
     assert await refusal_of(machine, writing(call_id, b"z")) in {"over", "closed"}

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from obstore.exceptions import GenericError
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
@@ -18,8 +17,9 @@ from activities.stream_requests import StreamBroken
 from sandhold.contracts.errors import ErrorCode, ToolFailure, as_application_error
 from sandhold.contracts.names import Activity
 from sandhold.contracts.transfers import ATTEMPTS_LIMIT, FAILED_ATTEMPTS_LIMIT
+from sandhold.storage.errors import StorageUnavailable
 
-UNTYPED = GenericError("error sending request for url (http://127.0.0.1:9/bucket)")
+AWAY = StorageUnavailable("session storage could not be reached")
 TYPED = as_application_error(
     ToolFailure(ErrorCode.PROVIDER_UNAVAILABLE, "503", retryable=True).error, non_retryable=False
 )
@@ -46,7 +46,7 @@ async def told_of(attempt: int, failure: Exception, kind: Activity = Activity.FI
     return raised.value
 
 
-@pytest.mark.parametrize("failure", [UNTYPED, TYPED], ids=["storage", "provider"])
+@pytest.mark.parametrize("failure", [AWAY, TYPED], ids=["storage", "provider"])
 async def test_an_outage_of_six_hours_does_not_use_up_the_attempts_of_a_transfer(failure: Exception) -> None:
     pauses = []
     for attempt in range(1, ATTEMPTS_LIMIT):

@@ -49,7 +49,9 @@ def unfinished(request: pytest.FixtureRequest, stack: Stack) -> Callable[[Sessio
         server: S3Server = request.getfixturevalue("s3_server")
         return lambda session: server.unfinished_uploads(place.netloc, session.session_id)
     sessions = Path(place.path) / "sessions"
-    return lambda session: sum(path.is_file() for path in (sessions / session.session_id).rglob("*"))
+    return lambda session: sum(
+        path.is_file() and path.name != CLAIM for path in (sessions / session.session_id).rglob("*")
+    )
 
 
 async def test_a_file_goes_in_and_out(env: Mapping[str, str], session: Session, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ async def test_a_short_call_beside_fifty_commands_is_answered_in_its_update_and_
         return len((await stack.status(session, box)).calls) == 50 and accepted == set(answered)
 
     running = [asyncio.create_task(long(number)) for number in range(50)]
-    await eventually(at_rest, bool, "fifty commands that run without an update")
+    await eventually(at_rest, bool, "fifty commands that run without an update", pause_s=0.5)
     assert (await session.call("daytona_exec", {"sandbox_id": box, "command": "true"}, call_id="short")).ok
     assert not any(task.done() for task in running)
     _, answered = await updates()

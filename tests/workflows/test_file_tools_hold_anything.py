@@ -239,6 +239,6 @@ async def test_what_was_written_is_there_and_is_what_is_read(
     async def is_read(name: tuple[str, ...], offset: int, limit: int) -> None:
         read = await session.read_file("box", folder.path(name), offset=offset, limit=limit)
         told = ReadFileResult(**files[name].shown(folder.resolved(name), offset, limit))
-        assert read.model_copy(update={"hint": None}) == told
+        assert read.model_copy(update={"hint": None, "media_type": None}) == told
 
     await asyncio.gather(*(is_read(name, *window) for name in files for window in [(0, 2000), *windows]))

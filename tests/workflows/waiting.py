@@ -8,16 +8,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LONG_ENOUGH_S = 30.0
+LONG_ENOUGH_S = 60.0
 
 
-async def eventually(look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], what: str) -> T:
+async def eventually(
+    look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], what: str, *, pause_s: float = 0.05
+) -> T:
     """What `look` returns once it `holds`. Fails with the last sight of it after LONG_ENOUGH_S."""
     seen = await look()
     try:
         async with asyncio.timeout(LONG_ENOUGH_S):
             while not holds(seen):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(pause_s)
                 seen = await look()
     except TimeoutError:
         raise AssertionError(f"never came: {what}; last seen: {seen}") from None
