@@ -98,9 +98,10 @@ async def test_a_call_that_took_long_is_forgotten_only_after_as_many_have_ended_
     await refused_calls(stack, session, box, since[:1])
     assert await exit_code() == 7, "the next call does not make it forgotten"
     await renew(stack, session, box, f"refused-{since[0]}")
-    await refused_calls(stack, session, box, since[1:-1])
+    # The write may have ended before the command or after it.
+    await refused_calls(stack, session, box, since[1:-2])
     assert await exit_code() == 7
-    await refused_calls(stack, session, box, since[-1:])
+    await refused_calls(stack, session, box, since[-2:])
     assert await handle.query("result", "long") is None
     await session.end()
 
