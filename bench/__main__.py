@@ -5,27 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import subprocess
 import sys
-import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from daytona import AsyncDaytona, DaytonaConfig
 from rich.console import Console
-from rich.markup import escape
 
 from bench.measure import EARLY_CALL, Bench, Counts
 from bench.report import Report, show
-from sandhold.cli.dev_run import show_failure
+from bench.running import leave, provider_of, run_bench
 from sandhold.cli.stack.errors import StackFailed
-from sandhold.cli.stack.interrupts import Interrupted, until_interrupted
-from sandhold.cli.stack.options import StackOptions
-from sandhold.cli.stack.plans import without_proxy_on_loopback
 from sandhold.cli.stack.stack import Stack
 from sandhold.client import Sandhold
-from sandhold.settings import Settings
 
 LONG_CALL = 5000
 
@@ -45,18 +37,13 @@ def main() -> int:
     if not given.window <= EARLY_CALL or late_call < EARLY_CALL + 2 * given.window:
         parser.error(f"the windows around call {EARLY_CALL} and call {late_call} do not fit")
     counts = Counts(given.rounds, late_call, given.window, given.concurrent_calls, given.creates)
-    console = Console(soft_wrap=True)
-    try:
-        report = asyncio.run(_run(counts, console))
-    except Interrupted:
-        return 130
-    except StackFailed as failure:
-        show_failure(failure, console)
-        return 1
-    show(report, console)
-    if given.json is not None:
-        given.json.write_text(report.model_dump_json(indent=2) + "\n")
-    return 0
+
+    async def measure(stack: Stack, console: Console) -> Report:
+        async with floor_worker(stack), provider_of(stack) as provider:
+            sandhold = await Sandhold.connect(stack.settings)
+            return await Bench(sandhold, provider, stack.pids()["worker"], counts, console).run()
+
+    return run_bench(measure, show, given.json)
 
 
 def _positive(text: str) -> int:
@@ -64,40 +51,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
-
-
-async def _run(counts: Counts, console: Console) -> Report:
-    """Measure on a stack that is up only for that. Raises StackFailed and Interrupted."""
-
-    def told(part: str, what: str) -> None:
-        console.print(f"  [dim]{escape(part)}: {escape(what)}[/]", highlight=False)
-
-    # A stack of its own with the local Daytona, whatever the environment says about another.
-    settings = Settings.load(running_stack=False)
-    nowhere = dict.fromkeys(["temporal_address", "storage_url", "daytona_api_url", "daytona_api_key"])
-    own = settings.model_copy(update=nowhere)
-    options = StackOptions(data_dir=settings.data_dir / "bench", fresh=True, usual_ports=False)
-    stack = Stack(own, options, told)
-
-    async def work() -> Report:
-        async with stack, floor_worker(stack):
-            return await _measure(stack, counts, console)
-
-    return await until_interrupted(stack, work())
-
-
-async def _measure(stack: Stack, counts: Counts, console: Console) -> Report:
-    os.environ.update(without_proxy_on_loopback(os.environ))
-    key = stack.settings.daytona_api_key
-    assert key is not None
-    # Without polling the client would connect an event socket, which takes SIGINT over (see `sandhold.stop_signals`).
-    warnings.filterwarnings("ignore", message="Polling-only mode", category=DeprecationWarning)
-    config = DaytonaConfig(
-        api_key=key.get_secret_value(), api_url=stack.settings.daytona_api_url, use_deprecated_polling=True
-    )
-    async with AsyncDaytona(config) as provider:
-        sandhold = await Sandhold.connect(stack.settings)
-        return await Bench(sandhold, provider, stack.pids()["worker"], counts, console).run()
 
 
 @contextlib.asynccontextmanager
@@ -124,7 +77,4 @@ async def floor_worker(stack: Stack) -> AsyncIterator[None]:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    # The interpreter sometimes aborts at exit once Temporal's client ran (see `worker.py`).
-    os._exit(code)
+    leave(main())

@@ -8,34 +8,23 @@ it worked, over what it had before.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import os
 import re
 import statistics
-import sys
 import time
-import warnings
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from daytona import AsyncDaytona, AsyncSandbox, DaytonaConfig
+from daytona import AsyncSandbox
 from pydantic import BaseModel, computed_field
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from bench.report import Machine
-from sandhold.cli.dev_run import show_failure
-from sandhold.cli.stack.errors import StackFailed
-from sandhold.cli.stack.interrupts import Interrupted, until_interrupted
-from sandhold.cli.stack.options import StackOptions
-from sandhold.cli.stack.plans import without_proxy_on_loopback
+from bench.running import leave, provider_of, run_bench
 from sandhold.cli.stack.stack import Stack
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.workspaces import DownloadWorkspaceResult
-from sandhold.settings import Settings
 
 MIB = 1024 * 1024
 WANTED_SHARE = 0.8
@@ -185,16 +174,9 @@ def _memory(pid: int, name: str) -> int:
 
 
 async def _measure(stack: Stack, given: argparse.Namespace, tell: Callable[[str], None]) -> WorkspaceReport:
-    os.environ.update(without_proxy_on_loopback(os.environ))
-    key = stack.settings.daytona_api_key
-    assert key is not None
-    warnings.filterwarnings("ignore", message="Polling-only mode", category=DeprecationWarning)
-    config = DaytonaConfig(
-        api_key=key.get_secret_value(), api_url=stack.settings.daytona_api_url, use_deprecated_polling=True
-    )
     machine = Machine.this()
     with TemporaryDirectory(dir=stack.settings.data_dir) as folder:
-        async with AsyncDaytona(config) as provider:
+        async with provider_of(stack) as provider:
             sandhold = await Sandhold.connect(stack.settings)
             session = await sandhold.open_session(owner="bench", policy=_ROOM)
             box = await session.create_sandbox(size="large")
@@ -237,23 +219,6 @@ def show(report: WorkspaceReport, console: Console) -> None:
     )
 
 
-async def _run(given: argparse.Namespace, console: Console) -> WorkspaceReport:
-    def told(part: str, what: str) -> None:
-        console.print(f"  [dim]{escape(part)}: {escape(what)}[/]", highlight=False)
-
-    settings = Settings.load(running_stack=False)
-    nowhere = dict.fromkeys(["temporal_address", "storage_url", "daytona_api_url", "daytona_api_key"])
-    own = settings.model_copy(update=nowhere)
-    options = StackOptions(data_dir=settings.data_dir / "bench", fresh=True, usual_ports=False)
-    stack = Stack(own, options, told)
-
-    async def work() -> WorkspaceReport:
-        async with stack:
-            return await _measure(stack, given, lambda what: told("bench", what))
-
-    return await until_interrupted(stack, work())
-
-
 def main() -> int:
     """Run the bench as the command line says; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.workspaces", description=(__doc__ or "").split("\n")[0])
@@ -263,23 +228,12 @@ def main() -> int:
     parser.add_argument("--tree-bytes", type=int, default=5 * 1024 * MIB, help="size of the tree of 4 MiB files")
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
-    console = Console(soft_wrap=True)
-    try:
-        report = asyncio.run(_run(given, console))
-    except Interrupted:
-        return 130
-    except StackFailed as failure:
-        show_failure(failure, console)
-        return 1
-    show(report, console)
-    if given.json is not None:
-        given.json.write_text(report.model_dump_json(indent=2) + "\n")
-    return 0
+
+    async def measure(stack: Stack, console: Console) -> WorkspaceReport:
+        return await _measure(stack, given, lambda what: console.print(f"  [dim]bench: {what}[/]", highlight=False))
+
+    return run_bench(measure, show, given.json)
 
 
 if __name__ == "__main__":
-    code = main()
-    with contextlib.suppress(ValueError):
-        sys.stdout.flush()
-    # The interpreter sometimes aborts at exit once Temporal's client ran (see `worker.py`).
-    os._exit(code)
+    leave(main())
