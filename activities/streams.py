@@ -26,6 +26,7 @@ from activities.stream_requests import SAID_BYTES, Spool, StreamBroken, StreamEn
 from activities.stream_scripts import RECEIVE, SEND
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.steps import SandboxRef
+from sandhold.storage.blocks import in_blocks
 
 T = TypeVar("T")
 
@@ -165,7 +166,7 @@ class SandboxStreams:
         as `read` does; the program has ended then.
         """
         async with self._attempt(ref, call_id, RECEIVE, PART_BYTES // 2, program, environment) as spool:
-            blocks = _blocks(pieces, spool.part_bytes)
+            blocks = in_blocks(pieces, spool.part_bytes)
             number = 0
             coming = asyncio.ensure_future(anext(blocks, None))
             try:
@@ -258,21 +259,3 @@ async def _given_up(task: asyncio.Future[T]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.exception()
-
-
-async def _blocks(pieces: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of `size`; the last one is shorter."""
-    held: list[memoryview] = []
-    weight = 0
-    async for piece in pieces:
-        view = memoryview(piece)
-        while view:
-            taken = view[: size - weight]
-            held.append(taken)
-            weight += len(taken)
-            view = view[len(taken) :]
-            if weight == size:
-                yield b"".join(held)
-                held, weight = [], 0
-    if held:
-        yield b"".join(held)

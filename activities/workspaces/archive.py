@@ -52,7 +52,7 @@ class ArchiveChecker:
             raise WrittenOtherwise
         self._size = entry.size
         if entry.kind is not EntryKind.FILE:
-            self._report.files += entry.kind is not EntryKind.DIRECTORY
+            self._report.take_other(entry.kind)
         return entry.kind is EntryKind.FILE
 
     def content(self, piece: memoryview) -> None:
@@ -62,8 +62,7 @@ class ArchiveChecker:
         raise WrittenOtherwise
 
     def finish(self) -> None:
-        self._report.files += 1
-        self._report.bytes += self._size
+        self._report.take_file(self._size)
 
     def take(self) -> list[bytes]:
         """What has come of the archive since the last time."""
@@ -98,7 +97,7 @@ class ArchiveWriter:
             return False
         self._add(header_of(entry))
         if entry.kind is not EntryKind.FILE:
-            self._report.files += entry.kind is not EntryKind.DIRECTORY
+            self._report.take_other(entry.kind)
             return False
         self._size = entry.size
         return True
@@ -112,8 +111,7 @@ class ArchiveWriter:
 
     def finish(self) -> None:
         self._add(padding(self._size))
-        self._report.files += 1
-        self._report.bytes += self._size
+        self._report.take_file(self._size)
 
     def take(self) -> list[bytes]:
         """What is ready of the archive since the last time."""

@@ -37,6 +37,15 @@ class Report:
         self.changed_count = 0
         self.empty_directories = 0
 
+    def take_file(self, size: int) -> None:
+        """A regular file has come as a whole."""
+        self.files += 1
+        self.bytes += size
+
+    def take_other(self, kind: EntryKind) -> None:
+        """Something without content of its own has come. A directory is no file."""
+        self.files += kind is not EntryKind.DIRECTORY
+
     def skip(self, name: bytes, reason: SkipReason) -> None:
         self.skipped_count += 1
         if len(self.skipped) < LISTED_ENTRIES:

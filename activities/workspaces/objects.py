@@ -68,8 +68,7 @@ async def _entry(
     if passed != found.size:
         raise StreamBroken(f"{found.path} in session storage was replaced while it was read")
     yield padding(found.size)
-    report.files += 1
-    report.bytes += found.size
+    report.take_file(found.size)
 
 
 def _name(folder: str, found: StoredFile) -> str:

@@ -24,7 +24,7 @@ class PlainWriter:
             return False
         self._gathered.append(header_of(entry))
         if entry.kind is not EntryKind.FILE:
-            self._report.files += entry.kind is not EntryKind.DIRECTORY
+            self._report.take_other(entry.kind)
             return False
         self._size = entry.size
         return True
@@ -38,8 +38,7 @@ class PlainWriter:
 
     def finish(self) -> None:
         self._gathered.append(padding(self._size))
-        self._report.files += 1
-        self._report.bytes += self._size
+        self._report.take_file(self._size)
 
     def take(self) -> list[Piece]:
         """What is ready of the archive since the last time."""

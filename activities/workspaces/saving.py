@@ -76,8 +76,7 @@ class FilesSaving:
                 async for _ in content:
                     pass
         else:
-            self._report.files += 1
-            self._report.bytes += size
+            self._report.take_file(size)
 
 
 async def _content(orders: AsyncIterator[Order], size: int) -> AsyncIterator[bytes]:

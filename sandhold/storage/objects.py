@@ -21,6 +21,7 @@ from obstore.store import ObjectStore
 
 from sandhold.contracts.names import is_id
 from sandhold.contracts.storage_url import local_folder
+from sandhold.storage.blocks import in_blocks
 from sandhold.storage.errors import ObjectChanged, ObjectMissing, StorageError, missing_errors, named_errors
 from sandhold.storage.feed import Feed
 from sandhold.storage.folder import FoundFile, remove_unfinished, walk
@@ -100,7 +101,7 @@ class SessionObjects:
         When `pieces` raises, or this is cancelled, nothing is stored, and what was there stays.
         """
         key = _key(session_id, path)
-        blocks = _blocks(pieces)
+        blocks = in_blocks(pieces, PART_BYTES)
         first = await anext(blocks, b"")
         if len(first) < PART_BYTES:
             await self.put(session_id, path, first)
@@ -263,24 +264,6 @@ class SessionObjects:
             return 0
         with named_errors(_ROOT):
             return await asyncio.to_thread(remove_unfinished, self._folder, older_than_s, datetime.now(UTC))
-
-
-async def _blocks(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of PART_BYTES, each copied once; the last one is shorter, or the only one."""
-    held: list[memoryview] = []
-    weight = 0
-    async for piece in pieces:
-        view = memoryview(piece)
-        while view:
-            taken = view[: PART_BYTES - weight]
-            held.append(taken)
-            weight += len(taken)
-            view = view[len(taken) :]
-            if weight == PART_BYTES:
-                yield b"".join(held)
-                held, weight = [], 0
-    if held:
-        yield b"".join(held)
 
 
 def _key(session_id: str, path: str | None = None) -> str:

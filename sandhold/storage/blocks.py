@@ -1,0 +1,23 @@
+"""Bytes that come in pieces of any size, in blocks of one size."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator
+
+
+async def in_blocks(pieces: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of `size`, each copied once; the last one is shorter, or the only one."""
+    held: list[memoryview] = []
+    weight = 0
+    async for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            taken = view[: size - weight]
+            held.append(taken)
+            weight += len(taken)
+            view = view[len(taken) :]
+            if weight == size:
+                yield b"".join(held)
+                held, weight = [], 0
+    if held:
+        yield b"".join(held)
