@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.contracts.tools import CreateSandboxResult
 from sandhold.contracts.transfers import RestoreFrom
 from tests.stack import Stack
 from tests.workflows.calls import call_ok, creates, exec_ok
@@ -116,13 +118,19 @@ async def test_a_session_that_ends_while_a_sandbox_is_filled_leaves_neither(stac
     assert await stack.provider_sandboxes(session) == []
 
 
-async def test_a_sandbox_that_stops_while_it_is_filled_is_started_again(stack: Stack) -> None:
-    session = await stack.open()
+async def being_filled(stack: Stack, session: Session) -> tuple[asyncio.Task[CreateSandboxResult], Any]:
+    """A create whose upload of 20 MiB is under way, and what the provider holds."""
     await session.files.write("data", bytes(20 * 1024 * 1024))
     rule = await stack.faults.add(**SLOWLY, seconds=1.5, times=2)
     creating = asyncio.create_task(session.create_sandbox(sandbox_id="box", upload_files=[("data", "data")]))
     await eventually(lambda: stack.faults.hits(rule), lambda hits: hits > 0, "the upload under way")
     [held] = await stack.provider_sandboxes(session)
+    return creating, held
+
+
+async def test_a_sandbox_that_stops_while_it_is_filled_is_started_again(stack: Stack) -> None:
+    session = await stack.open()
+    creating, held = await being_filled(stack, session)
     await held.stop()
     created = await creating
     assert (created.files_uploaded, created.files_failed) == (1, [])
@@ -131,11 +139,7 @@ async def test_a_sandbox_that_stops_while_it_is_filled_is_started_again(stack: S
 
 async def test_a_sandbox_that_is_lost_while_it_is_filled_is_a_create_that_failed(stack: Stack) -> None:
     session = await stack.open()
-    await session.files.write("data", bytes(20 * 1024 * 1024))
-    rule = await stack.faults.add(**SLOWLY, seconds=1.5, times=2)
-    creating = asyncio.create_task(session.create_sandbox(sandbox_id="box", upload_files=[("data", "data")]))
-    await eventually(lambda: stack.faults.hits(rule), lambda hits: hits > 0, "the upload under way")
-    [held] = await stack.provider_sandboxes(session)
+    creating, held = await being_filled(stack, session)
     await held.delete()
     with pytest.raises(ToolFailure) as failure:
         await creating
