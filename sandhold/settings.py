@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     task_queue: str = DEFAULT_TASK_QUEUE
     storage_url: Annotated[str | None, Optional] = None
     """Session storage, `file:///folder` or `s3://bucket/prefix`; by default the folder `storage` in the data folder."""
+    keyring: Annotated[SecretStr | None, Optional] = None
+    """The key ring: the path of its file, or the document itself, which begins with a brace; by default the file
+    `keyring.json` in the data folder."""
+    database_url: Annotated[SecretStr | None, Optional] = None
+    """The vault, `sqlite:////file` or `postgresql://user:password@host/database`; by default the file `vault.db` in
+    the data folder."""
     daytona_api_url: Annotated[str | None, Optional] = None
     daytona_api_key: Annotated[SecretStr | None, Optional] = None
     """The provider for owners without a connection of their own."""
@@ -127,6 +133,19 @@ class Settings(BaseSettings):
                 or (None if provider_is_named else stack.get("daytona_api_url")),
             }
         )
+
+    @property
+    def key_ring_document(self) -> str | None:
+        """The key ring when it is in the environment itself; else it is the file `key_ring_file`."""
+        value = "" if self.keyring is None else self.keyring.get_secret_value().strip()
+        return value if value.startswith("{") else None
+
+    @property
+    def key_ring_file(self) -> Path:
+        """Where the file of the key ring is."""
+        if self.keyring is not None and self.key_ring_document is None:
+            return Path(self.keyring.get_secret_value()).expanduser()
+        return self.data_dir.absolute() / "keyring.json"
 
     @property
     def storage_location(self) -> str:

@@ -33,6 +33,7 @@ from sandhold.contracts.names import (
 )
 from sandhold.contracts.sandboxes import SandboxStatus
 from sandhold.contracts.tools import CreateSandboxResult
+from sandhold.security.key_document import KeyDocument
 from sandhold.settings import Settings
 from sandhold.temporal import DATA_CONVERTER, deployment_id
 from tests.local_daytona_faults import FaultPlan
@@ -43,6 +44,8 @@ from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
 from workflows.session import AgentSession
 
+KEY_RING = KeyDocument.new().dump()
+"""The key ring of everything that this process tests."""
 ABSENCE_CONFIRM_S = 0.2
 CREATE_SETTLE_S = 0.5
 _numbers = itertools.count(1)
@@ -113,6 +116,7 @@ def environment_of(stack: Stack, data_dir: Path) -> Mapping[str, str]:
         "SANDHOLD_TEMPORAL_ADDRESS": stack.temporal.service_client.config.target_host,
         "SANDHOLD_TASK_QUEUE": stack.settings.task_queue,
         "SANDHOLD_STORAGE_URL": stack.settings.storage_location,
+        "SANDHOLD_KEYRING": KEY_RING,
         "SANDHOLD_DAYTONA_API_URL": stack.daytona.url,
         "SANDHOLD_DAYTONA_API_KEY": stack.daytona.api_key,
         "SANDHOLD_ABSENCE_CONFIRM_S": str(ABSENCE_CONFIRM_S),
@@ -142,6 +146,7 @@ async def running_stack(
         temporal_address=temporal.service_client.config.target_host,
         task_queue=task_queue,
         storage_url=storage_url,
+        keyring=SecretStr(KEY_RING),
         daytona_api_url=daytona.url,
         daytona_api_key=SecretStr(daytona.api_key),
         absence_confirm_s=ABSENCE_CONFIRM_S,

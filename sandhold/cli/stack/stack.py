@@ -25,6 +25,8 @@ from sandhold.cli.stack.plans import (
     worker_plan,
 )
 from sandhold.cli.stack.ports import LOOPBACK, choose_port
+from sandhold.security import SecurityError, open_key_ring
+from sandhold.security.key_rings import FileKeyRing
 from sandhold.settings import Settings
 
 USUAL_TEMPORAL_PORT = 7233
@@ -60,6 +62,7 @@ class Stack:
         try:
             if self._options.fresh:
                 self.folder.clear()
+            self._have_key_ring()
             self._guard = Guard.start(self.folder.stack_file, self.folder.lock)
             await _together(self._start_temporal(), self._start_daytona())
             if "worker" not in self._options.without:
@@ -91,6 +94,15 @@ class Stack:
     def pids(self) -> dict[str, int]:
         """The process id of every part that runs now."""
         return {name: part.pid for name, part in self.parts.items() if part.pid is not None}
+
+    def _have_key_ring(self) -> None:
+        """Make the key ring with the first start; nobody else makes one by the way."""
+        try:
+            if self.settings.key_ring_document is None:
+                FileKeyRing(self.settings.key_ring_file).create()
+            open_key_ring(self.settings)
+        except SecurityError as error:
+            raise StackFailed(str(error)) from error
 
     async def _start_temporal(self) -> None:
         if "temporal" in self._options.without:

@@ -1,0 +1,1 @@
+"""Connections and secrets of owners and sessions, encrypted, in SQL."""
