@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class SecurityError(RuntimeError):
     """A key ring or an encrypted value cannot be used."""
@@ -34,3 +36,16 @@ class NotEncrypted(SecurityError):
 
 class FormatUnknown(SecurityError):
     """A value is encrypted in a format that this version does not know: a newer one wrote it."""
+
+
+class KeyRingFixed(SecurityError):
+    """The key ring was handed to the process: whoever deploys it can change it, this process cannot."""
+
+
+class KeyNeeded(SecurityError):
+    """A key cannot be removed: something may need it."""
+
+    def __init__(self, key_id: str, reasons: Sequence[str]) -> None:
+        self.key_id = key_id
+        self.reasons = tuple(reasons)
+        super().__init__(f"the key {key_id!r} may be needed: {'; '.join(reasons)}")
