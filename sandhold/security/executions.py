@@ -3,10 +3,10 @@
 An execution may hold payloads under a key when its run began before the last process stopped to encrypt under that key,
 and had not ended before there was the key. Those are found by their times, through visibility.
 
-Some hold older payloads than their own beginning tells (server 1.32.0), all of them in the run's first event: a run that
-was reset has the events of the run before; what a schedule starts has the arguments that the schedule keeps, and the
-last result of the run before it. And a process that was forgotten encrypts under a key for as long as it lives. So of
-the runs that began later the first event is read.
+Some hold older payloads than their own beginning tells (server 1.32.0), all of them in the run's first event: a run
+that was reset has the events of the run before; what a schedule starts has the arguments that the schedule keeps, and
+the last result of the run before it. And a process that was forgotten encrypts under a key for as long as it lives. So
+of the runs that began later the first event is read.
 
 Visibility is eventually consistent. It errs on the safe side where it still lists what was deleted or has ended; so
 that it lists all that began before a moment, it is asked only some time after that moment.
