@@ -1,7 +1,7 @@
 """The process that hosts workflows and activities. Wiring only: what is done is in `workflows/` and `activities/`.
 
 It prints one line on stdout, `ready <URL of its health endpoint>`, once it polls; logs go to stderr.
-Exit codes: 0 stopped as asked, 1 a worker failed, 2 a setting or the namespace is wrong, 4 Temporal cannot be reached.
+Exit codes: 0 stopped as asked, 1 a worker failed, 2 a setting, the key ring or the namespace is wrong, 4 Temporal cannot be reached.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import structlog
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.converter import DataConverter
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -49,10 +50,18 @@ from sandhold.logs import configure_logging, core_logging
 from sandhold.replay_order import ReplayableRunner
 from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
+from sandhold.security import KeyRingMissing, KeyRingUnusable, open_key_ring
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
-from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id, session_if_known
+from sandhold.temporal import (
+    NamespaceMissing,
+    TemporalUnreachable,
+    connect,
+    data_converter,
+    deployment_id,
+    session_if_known,
+)
 from workflows.clean_storage import CleanStorage
 from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
@@ -188,7 +197,9 @@ class Stopped(Exception):
     """Asked to stop before anything was served."""
 
 
-async def connect_when_up(settings: Settings, identity: str, runtime: Runtime, stop: asyncio.Event) -> Client:
+async def connect_when_up(
+    settings: Settings, converter: DataConverter, identity: str, runtime: Runtime, stop: asyncio.Event
+) -> Client:
     """Connect, waiting for a server that is still starting.
 
     Raises TemporalUnreachable after `reconnect_s`, and Stopped.
@@ -197,7 +208,7 @@ async def connect_when_up(settings: Settings, identity: str, runtime: Runtime, s
     pause_s = 0.1
     while True:
         try:
-            return await connect(settings, identity=identity, runtime=runtime)
+            return await connect(settings, converter=converter, identity=identity, runtime=runtime)
         except TemporalUnreachable as error:
             if time.monotonic() + pause_s > deadline:
                 raise
@@ -213,10 +224,11 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then let running activities finish. Raises when a worker fails."""
     stop = asyncio.Event()
     on_stop_signal(asyncio.get_running_loop(), stop.set)
+    ring = open_key_ring(settings)
     identity = f"worker-{os.getpid()}@{socket.gethostname()}"
     metrics = PrometheusConfig(bind_address=settings.metrics_address) if settings.metrics_address else None
     runtime = Runtime(telemetry=TelemetryConfig(logging=core_logging(), metrics=metrics))
-    client = await connect_when_up(settings, identity, runtime, stop)
+    client = await connect_when_up(settings, data_converter(ring), identity, runtime, stop)
     deployment = await deployment_id(client)
     registered = await register_search_attributes(client)
     log.info("connected", deployment=deployment, namespace=client.namespace, registered=registered)
@@ -294,7 +306,7 @@ def main() -> int:
         asyncio.run(serve(settings))
     except Stopped:
         pass
-    except (SettingsError, NamespaceMissing, SearchAttributesUnusable) as error:
+    except (SettingsError, KeyRingMissing, KeyRingUnusable, NamespaceMissing, SearchAttributesUnusable) as error:
         log.error("cannot start", reason=str(error))
         return 2
     except TemporalUnreachable as error:

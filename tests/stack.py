@@ -14,6 +14,7 @@ from typing import Any
 from daytona import AsyncDaytona
 from pydantic import SecretStr
 from temporalio.client import Client, WorkflowHistory, WorkflowQueryFailedError
+from temporalio.converter import DataConverter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Replayer
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -34,8 +35,9 @@ from sandhold.contracts.names import (
 from sandhold.contracts.sandboxes import SandboxStatus
 from sandhold.contracts.tools import CreateSandboxResult
 from sandhold.security.key_document import KeyDocument
+from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.settings import Settings
-from sandhold.temporal import DATA_CONVERTER, deployment_id
+from sandhold.temporal import data_converter, deployment_id
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona
 from worker import PASSED_THROUGH, activities_of, build_workers
@@ -46,6 +48,8 @@ from workflows.session import AgentSession
 
 KEY_RING = KeyDocument.new().dump()
 """The key ring of everything that this process tests."""
+CONVERTER = data_converter(EnvironmentKeyRing(KEY_RING))
+"""What the processes of a deployment with this ring convert with."""
 ABSENCE_CONFIRM_S = 0.2
 CREATE_SETTLE_S = 0.5
 _numbers = itertools.count(1)
@@ -55,7 +59,7 @@ _numbers = itertools.count(1)
 async def running_temporal() -> AsyncIterator[WorkflowEnvironment]:
     """A tuned development server that forgets everything at the end."""
     environment = await WorkflowEnvironment.start_local(
-        data_converter=DATA_CONVERTER,
+        data_converter=CONVERTER,
         dev_server_existing_path=str(temporal_program()),
         dev_server_log_level="error",
         dev_server_extra_args=list(dev_server_tuning()),
@@ -166,13 +170,15 @@ async def running_stack(
         yield Stack(temporal, daytona, provider, settings, sandhold, deployment)
 
 
-def replayer() -> Replayer:
+def replayer(converter: DataConverter = CONVERTER) -> Replayer:
     """Replays with the worker's own runner, so that what it forbids is found here as well."""
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
     return Replayer(
         workflows=[AgentSession, Sandbox, CleanStorage],
         interceptors=[MessageIntake()],
-        data_converter=DATA_CONVERTER,
+        data_converter=converter,
+        # Payloads open only in the namespace that they were encrypted in.
+        namespace="default",
         workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
         # Without the SDK's watch on wall-clock time: a busy machine is no fault of the workflow's.
         debug_mode=True,

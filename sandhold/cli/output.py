@@ -132,7 +132,10 @@ def _exit_code_of(error: Exception) -> int | None:
     from sandhold.contracts.errors import ToolFailure
     from sandhold.schedules import ScheduleUnusable
     from sandhold.search_attributes import SearchAttributesUnusable
+    from sandhold.security import KeyRingMissing, KeyRingUnusable, SecurityError
 
+    if isinstance(error, KeyRingMissing | KeyRingUnusable):
+        return EXIT_USAGE
     if isinstance(error, client.TemporalUnreachable | client.NamespaceMissing):
         return EXIT_UNREACHABLE
     if isinstance(error, client.InvalidRequest):
@@ -141,7 +144,7 @@ def _exit_code_of(error: Exception) -> int | None:
         return EXIT_NOT_FOUND
     if isinstance(error, ToolFailure):
         return exit_code(error.error)
-    if isinstance(error, client.SandholdError | SearchAttributesUnusable | ScheduleUnusable):
+    if isinstance(error, client.SandholdError | SearchAttributesUnusable | ScheduleUnusable | SecurityError):
         return EXIT_FAILED
     return None
 

@@ -46,7 +46,7 @@ from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.search_attributes import OWNER, SESSION, STATE
 from sandhold.settings import Settings
 from sandhold.storage import SessionStorage, StorageError
-from sandhold.temporal import connect, session_record
+from sandhold.temporal import connect, encrypting, session_record
 
 logger = logging.getLogger("sandhold.client")
 
@@ -59,17 +59,22 @@ NO_RETRIES = RetryConfig(max_retries=1)
 
 
 class Sandhold:
-    """A connection to one deployment, made with `connect` or from a Temporal client that uses our data converter."""
+    """A connection to one deployment, made with `connect` or from a Temporal client, whose connection it then shares."""
 
     def __init__(self, client: Client, settings: Settings | None = None) -> None:
+        """What a client without our data converter would send as plain text is encrypted under the settings' key ring.
+
+        Raises KeyRingMissing and KeyRingUnusable when there is none.
+        """
         self._settings = settings or Settings.load()
-        self._requests = TemporalRequests(client, reconnect_s=self._settings.reconnect_s)
+        self._requests = TemporalRequests(encrypting(client, self._settings), reconnect_s=self._settings.reconnect_s)
 
     @classmethod
     async def connect(cls, settings: Settings | None = None, *, runtime: Runtime | None = None) -> Sandhold:
         """Connect to the deployment that the environment names, or a running `sandhold dev`.
 
-        Raises TemporalUnreachable when Temporal does not answer, SettingsError when the environment is wrong.
+        Raises TemporalUnreachable when Temporal does not answer, SettingsError when the environment is wrong,
+        KeyRingMissing and KeyRingUnusable when it names no key ring.
         """
         settings = settings or Settings.load()
         return cls(await connect(settings, runtime=runtime, retries=NO_RETRIES), settings)

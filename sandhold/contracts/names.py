@@ -132,6 +132,12 @@ def sandbox_workflow_id(session_id: str, sandbox_id: str) -> str:
     return f"sandbox/{session_id}/{sandbox_id}"
 
 
+def is_sandbox_of(workflow_id: str, session_workflow: str) -> bool:
+    """Whether the first is the workflow id of a sandbox of the session with the second."""
+    kind, _, session_id = session_workflow.partition("/")
+    return kind == "session" and workflow_id.startswith(f"sandbox/{session_id}/")
+
+
 def follow_queue(task_queue: str) -> str:
     """The task queue of the followers of long commands, beside the deployment's own."""
     return task_queue + FOLLOW_QUEUE_SUFFIX
