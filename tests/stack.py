@@ -34,6 +34,7 @@ from sandhold.contracts.names import (
 from sandhold.contracts.sandboxes import SandboxStatus
 from sandhold.contracts.tools import CreateSandboxResult
 from sandhold.security.key_document import KeyDocument
+from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.settings import Settings
 from sandhold.temporal import DATA_CONVERTER, deployment_id
 from tests.local_daytona_faults import FaultPlan
@@ -46,6 +47,7 @@ from workflows.session import AgentSession
 
 KEY_RING = KeyDocument.new().dump()
 """The key ring of everything that this process tests."""
+RING = EnvironmentKeyRing(KEY_RING)
 ABSENCE_CONFIRM_S = 0.2
 CREATE_SETTLE_S = 0.5
 _numbers = itertools.count(1)
