@@ -50,7 +50,7 @@ from sandhold.logs import configure_logging, core_logging
 from sandhold.replay_order import ReplayableRunner
 from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
-from sandhold.security import KeyRingMissing, KeyRingUnusable, open_key_ring
+from sandhold.security import SecurityError, open_key_ring
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
@@ -88,7 +88,7 @@ class Activities:
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess) -> Activities:
     """Every activity, with what it needs."""
-    all_storage = SessionStorage.open(settings.storage_location)
+    all_storage = SessionStorage.open(settings.storage_location, open_key_ring(settings))
     storage = all_storage.guarded(partial(session_if_known, client))
     lifecycle = LifecycleActivities(access, settings)
     files = FileActivities(access, storage)
@@ -306,7 +306,7 @@ def main() -> int:
         asyncio.run(serve(settings))
     except Stopped:
         pass
-    except (SettingsError, KeyRingMissing, KeyRingUnusable, NamespaceMissing, SearchAttributesUnusable) as error:
+    except (SettingsError, SecurityError, NamespaceMissing, SearchAttributesUnusable) as error:
         log.error("cannot start", reason=str(error))
         return 2
     except TemporalUnreachable as error:

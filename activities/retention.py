@@ -24,7 +24,7 @@ from sandhold.contracts.policy import Policy
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.storage import SessionStorage
 from sandhold.storage.claims import Claims
-from sandhold.storage.errors import StorageOfAnother, StorageRefused
+from sandhold.storage.errors import StorageDamaged, StorageOfAnother, StorageRefused
 from sandhold.storage.remains import EndMark, MarkUnreadable, Remains
 from sandhold.temporal import SessionUnreadable, session_if_known, session_record
 
@@ -104,7 +104,7 @@ class RetentionActivities:
     async def _verdict(self, session_id: str, now: datetime, is_ours: bool, dry_run: bool) -> Verdict:
         try:
             return await self._judged(session_id, now, is_ours, dry_run)
-        except (MarkUnreadable, StorageRefused, StorageOfAnother, SessionUnreadable) as error:
+        except (MarkUnreadable, StorageDamaged, StorageRefused, StorageOfAnother, SessionUnreadable) as error:
             return _unreadable(session_id, error)
 
     async def _judged(self, session_id: str, now: datetime, is_ours: bool, dry_run: bool) -> Verdict:

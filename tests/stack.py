@@ -48,7 +48,8 @@ from workflows.session import AgentSession
 
 KEY_RING = KeyDocument.new().dump()
 """The key ring of everything that this process tests."""
-CONVERTER = data_converter(EnvironmentKeyRing(KEY_RING))
+RING = EnvironmentKeyRing(KEY_RING)
+CONVERTER = data_converter(RING)
 """What the processes of a deployment with this ring convert with."""
 ABSENCE_CONFIRM_S = 0.2
 CREATE_SETTLE_S = 0.5

@@ -44,6 +44,7 @@ from sandhold.contracts.policy import Policy
 from sandhold.contracts.sessions import SessionOutcome, SessionRecord, SessionStart, SessionState
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.search_attributes import OWNER, SESSION, STATE
+from sandhold.security import open_key_ring
 from sandhold.settings import Settings
 from sandhold.storage import SessionStorage, StorageError
 from sandhold.temporal import connect, encrypting, session_record
@@ -86,7 +87,7 @@ class Sandhold:
 
     @cached_property
     def _all_storage(self) -> SessionStorage:
-        return SessionStorage.open(self._settings.storage_location)
+        return SessionStorage.open(self._settings.storage_location, open_key_ring(self._settings))
 
     @cached_property
     def _storage(self) -> SessionStorage:

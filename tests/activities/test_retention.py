@@ -23,7 +23,7 @@ from sandhold.schedules import ensure_schedules
 from sandhold.storage import SessionStorage
 from sandhold.storage.claims import CLAIM, Claim
 from sandhold.storage.remains import EndMark, Remains
-from tests.stack import Stack
+from tests.stack import RING, Stack
 from tests.workflows.waiting import eventually
 
 pytestmark = pytest.mark.storage("folder", "s3")
@@ -34,7 +34,7 @@ OLD = timedelta(days=400)
 @pytest.fixture
 def storage(storage_url: str) -> SessionStorage:
     """A storage of its own: that of the stack is full of other tests' sessions."""
-    return SessionStorage.open(storage_url)
+    return SessionStorage.open(storage_url, RING)
 
 
 async def clean(

@@ -11,6 +11,7 @@ import pytest
 
 from sandhold.storage import FileStore, SessionStorage
 from tests.s3_server import S3Server
+from tests.stack import RING
 
 SESSION = "s-1"
 
@@ -37,7 +38,7 @@ class Place:
 
     def open(self) -> SessionStorage:
         """The storage as another process would see it."""
-        return SessionStorage.open(self.url)
+        return SessionStorage.open(self.url, RING)
 
 
 @pytest.fixture(params=["folder", "s3"], scope="module")
