@@ -24,6 +24,7 @@ COMMANDS = {
     "output": ("sandhold.cli.execute:show_output", "Print the output of a command while it runs or after."),
     "files": ("sandhold.cli.files:app", "List, get, put and remove the files of a session in storage."),
     "storage": ("sandhold.cli.storage:app", "Look after the storage of all sessions."),
+    "keys": ("sandhold.cli.keys:app", "Keep the keys under which everything is encrypted."),
     "tools": ("sandhold.cli.tools:tools", "Print the tools for an agent runtime."),
     "doctor": ("sandhold.cli.doctor:doctor", "Check that everything this deployment needs is there."),
     "setup": ("sandhold.cli.setup:setup", "Prepare a Temporal namespace: search attributes, current build."),

@@ -64,11 +64,11 @@ class Output:
         """Tell people something beside the answer."""
         typer.echo(text, err=True)
 
-    def fail(self, message: str, code: str, hint: str | None = None) -> None:
-        """Say what went wrong: on stderr, and with `--json` as the document."""
+    def fail(self, message: str, code: str, hint: str | None = None, **details: Any) -> None:
+        """Say what went wrong: on stderr, and with `--json` as the document, which also has the details."""
         self.note(f"error: {message}" + (f"\n{hint}" if hint else ""))
         if self.as_json and not self._written:
-            self.document({"error": {"code": code, "message": message, "hint": hint}})
+            self.document({"error": {"code": code, "message": message, "hint": hint, **details}})
 
     def usage_error(self, arguments: list[str]) -> None:
         """After the parser has explained on stderr what is wrong, the document that was asked for is still owed."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class SecurityError(RuntimeError):
     """A key ring or an encrypted value cannot be used."""
@@ -40,12 +38,3 @@ class FormatUnknown(SecurityError):
 
 class KeyRingFixed(SecurityError):
     """The key ring was handed to the process: whoever deploys it can change it, this process cannot."""
-
-
-class KeyNeeded(SecurityError):
-    """A key cannot be removed: something may need it."""
-
-    def __init__(self, key_id: str, reasons: Sequence[str]) -> None:
-        self.key_id = key_id
-        self.reasons = tuple(reasons)
-        super().__init__(f"the key {key_id!r} may be needed: {'; '.join(reasons)}")

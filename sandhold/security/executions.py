@@ -30,10 +30,10 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, CLEAN_STORAGE_WORKFLOW, SANDBOX_WORKFLOW, SESSION_WORKFLOW
+from sandhold.security.codec import KEY_ID
 
 OUR_WORKFLOWS = (SESSION_WORKFLOW, SANDBOX_WORKFLOW, CLEAN_STORAGE_WORKFLOW)
 """The workflow types whose payloads are under the key ring: all that a worker of ours runs."""
-KEY_ID = "encryption-key-id"
 NAMED = 20
 _AT_ONCE = 20
 _PAGE = 200
@@ -50,9 +50,9 @@ class Span:
 
     def query(self) -> str:
         """The executions that may hold payloads under it, for visibility."""
-        clauses = [_OURS, f"(ExecutionStatus = 'Running' OR CloseTime >= '{_moment(self.since)}')"]
+        clauses = [_OURS, f"(ExecutionStatus = 'Running' OR CloseTime >= '{moment_in_query(self.since)}')"]
         if self.until is not None:
-            clauses.append(f"StartTime <= '{_moment(self.until)}'")
+            clauses.append(f"StartTime <= '{moment_in_query(self.until)}'")
         return " AND ".join(clauses)
 
 
@@ -91,7 +91,7 @@ class Executions:
 
     async def later_with(self, key_id: str, after: datetime, told: Callable[[], None] = lambda: None) -> list[str]:
         """The ids of later executions whose first event holds something under the key; `told` of each one read."""
-        query = f"{_OURS} AND StartTime > '{_moment(after)}'"
+        query = f"{_OURS} AND StartTime > '{moment_in_query(after)}'"
         found: set[str] = set()
 
         async def look(executions: Sequence[WorkflowExecution]) -> None:
@@ -182,5 +182,6 @@ def keys_in(message: Message) -> set[str]:
 _OURS = f"WorkflowType IN ({', '.join(repr(each) for each in OUR_WORKFLOWS)})"
 
 
-def _moment(moment: datetime) -> str:
+def moment_in_query(moment: datetime) -> str:
+    """A time as visibility reads it."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -167,18 +167,19 @@ class KeyDocument(BaseModel):
 
     def promoted(self, key_id: str) -> KeyDocument:
         """With this key as the primary one; the document itself when it is. Raises KeyUnknown."""
-        key = self._usable(key_id)
+        key = self.usable(key_id)
         if key is self._primary:
             return self
         changed = {key.id: key.primary_now(), self._primary.id: self._primary.retired()}
         return KeyDocument(keys=[changed.get(each.id, each) for each in self.keys])
 
     def removed(self, key_id: str) -> KeyDocument:
-        """Without the material of this key, which must not be the primary one. Raises KeyUnknown."""
-        gone = self._usable(key_id)
+        """Without the material of this key, which must not be the primary one. Raises KeyUnknown and ValueError."""
+        gone = self.usable(key_id)
         return KeyDocument(keys=[each.removed() if each is gone else each for each in self.keys])
 
-    def _usable(self, key_id: str) -> RingKey:
+    def usable(self, key_id: str) -> RingKey:
+        """The key, which encrypts or decrypts. Raises KeyUnknown."""
         key = self.find(key_id)
         if key is None or key.state == "removed":
             raise KeyUnknown(key_id, removed=key is not None)
@@ -200,7 +201,7 @@ class KeyDocument(BaseModel):
 
     def unwrap(self, wrapped: WrappedKey, context: bytes) -> bytes:
         """The data key. Raises KeyUnknown and Tampered."""
-        key = self._usable(wrapped.key_id)
+        key = self.usable(wrapped.key_id)
         nonce, sealed = wrapped.wrapped[:_NONCE_BYTES], wrapped.wrapped[_NONCE_BYTES:]
         try:
             return key.cipher.decrypt(nonce, sealed, _bound(key.id, context))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sandhold.security.errors import KeyRingMissing, KeyRingUnusable
 from sandhold.security.key_document import KeyDocument
-from sandhold.security.key_ring import KeyRing, WrappedKey
+from sandhold.security.key_ring import WrappedKey
 from sandhold.settings import Settings
 
 LOOK_AGAIN_S = 2.0
@@ -22,7 +22,7 @@ LOOK_AGAIN_S = 2.0
 _LARGEST_BYTES = 1024 * 1024
 
 
-def open_key_ring(settings: Settings) -> KeyRing:
+def open_key_ring(settings: Settings) -> FileKeyRing | EnvironmentKeyRing:
     """The ring that the settings name. Raises KeyRingMissing and KeyRingUnusable: nothing starts without a ring."""
     document = settings.key_ring_document
     if document is not None:

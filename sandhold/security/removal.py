@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from sandhold.security.errors import SecurityError
 from sandhold.security.executions import NAMED, Executions, Needed, Span
 from sandhold.security.holders import Holder
 from sandhold.security.key_document import KeyDocument, RingKey
+from sandhold.security.key_rings import FileKeyRing
 
 MARGIN = timedelta(minutes=15)
 """For so long after its retirement a key counts as used: processes notice within seconds (SETTLES_S), but the clocks of
@@ -26,6 +29,15 @@ class Reason:
     text: str
     count: int = 0
     examples: tuple[str, ...] = ()
+
+
+class KeyNeeded(SecurityError):
+    """A key cannot be removed: something may need it, or nobody can tell yet."""
+
+    def __init__(self, key_id: str, reasons: Sequence[Reason]) -> None:
+        self.key_id = key_id
+        self.reasons = tuple(reasons)
+        super().__init__(f"the key {key_id!r} may be needed: {'; '.join(reason.text for reason in reasons)}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,23 @@ class Removal:
             # The long way only when all else says yes.
             found += await self._still_used(key.id, span.until, told)
         return found
+
+    async def remove(self, ring: FileKeyRing, key_id: str, told: Callable[[], None] = lambda: None) -> None:
+        """Take the key's material out of the ring for ever; its id and its dates stay.
+
+        Raises KeyNeeded, and then nothing is changed; KeyUnknown; and as `reasons`.
+        """
+        document = ring.document()
+        reasons = await self.reasons(document, document.usable(key_id), told)
+        if reasons:
+            raise KeyNeeded(key_id, reasons)
+
+        def without(now: KeyDocument) -> KeyDocument:
+            if now.usable(key_id) != document.usable(key_id):
+                raise KeyNeeded(key_id, [Reason("too_soon", "it was made another kind of key just now")])
+            return now.removed(key_id)
+
+        await asyncio.to_thread(ring.change, without)
 
     async def _values(self, key_id: str) -> list[Reason]:
         found = []

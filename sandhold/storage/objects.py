@@ -15,6 +15,7 @@ from functools import partial
 
 from sandhold.contracts.names import is_id
 from sandhold.security import KeyRing
+from sandhold.security.holders import SealedRow
 from sandhold.storage.blocks import in_blocks
 from sandhold.storage.errors import ObjectChanged, ObjectMissing, StorageDamaged, StorageError
 from sandhold.storage.raw import PART_BYTES, RawObjects, Reading
@@ -29,7 +30,7 @@ from sandhold.storage.sealing import (
     chunks_of,
     size_of,
 )
-from sandhold.storage.session_keys import SESSION_KEY, SealedRow, SessionKeys
+from sandhold.storage.session_keys import SESSION_KEY, SessionKeys
 
 __all__ = ["PART_BYTES", "Admit", "SealedRow", "SessionObjects", "StoredObject"]
 
