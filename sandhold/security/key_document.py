@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
 from cryptography.exceptions import InvalidTag
@@ -22,7 +23,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     SecretStr,
     ValidationError,
     model_validator,
@@ -54,7 +54,6 @@ class RingKey(BaseModel):
     """When it stopped being the primary key: nothing is wrapped by it after that."""
     material: SecretStr | None = None
     """Base64 of 32 bytes; null once it is removed."""
-    _cipher: AESGCM | None = PrivateAttr(None)
 
     @classmethod
     def new(cls, state: KeyState) -> RingKey:
@@ -70,7 +69,7 @@ class RingKey(BaseModel):
     @model_validator(mode="after")
     def _has_material(self) -> RingKey:
         if self.state != "removed":
-            self._cipher = AESGCM(self.key_bytes())
+            self.key_bytes()
         elif self.material is not None:
             raise ValueError("a removed key has no material")
         return self
@@ -87,11 +86,10 @@ class RingKey(BaseModel):
             raise ValueError(f"the material of a key is {DATA_KEY_BYTES} bytes in base64")
         return data
 
-    @property
+    @cached_property
     def cipher(self) -> AESGCM:
         """The key ready for use: made once, as every payload asks for it. Only of a key that is not removed."""
-        assert self._cipher is not None, "a removed key has no cipher"
-        return self._cipher
+        return AESGCM(self.key_bytes())
 
     def primary_now(self) -> RingKey:
         """The same key as the primary one."""
@@ -117,8 +115,6 @@ class KeyDocument(BaseModel):
 
     version: Literal[1] = VERSION
     keys: list[RingKey] = Field(min_length=1)
-    _by_id: dict[str, RingKey] = PrivateAttr(default_factory=dict)
-    _primary: RingKey = PrivateAttr()
 
     @classmethod
     def new(cls) -> KeyDocument:
@@ -143,18 +139,19 @@ class KeyDocument(BaseModel):
 
     @model_validator(mode="after")
     def _one_primary(self) -> KeyDocument:
-        self._by_id = {key.id: key for key in self.keys}
         if len(self._by_id) != len(self.keys):
             raise ValueError("two keys have the same id")
-        primary = [key for key in self.keys if key.state == "primary"]
-        if len(primary) != 1:
+        if sum(key.state == "primary" for key in self.keys) != 1:
             raise ValueError("one key has to be the primary one")
-        self._primary = primary[0]
         return self
 
-    @property
+    @cached_property
     def primary(self) -> RingKey:
-        return self._primary
+        return next(key for key in self.keys if key.state == "primary")
+
+    @cached_property
+    def _by_id(self) -> dict[str, RingKey]:
+        return {key.id: key for key in self.keys}
 
     def find(self, key_id: str) -> RingKey | None:
         return self._by_id.get(key_id)
@@ -162,15 +159,15 @@ class KeyDocument(BaseModel):
     def added(self, key: RingKey) -> KeyDocument:
         """With one key more. A primary one retires the primary key of now."""
         retiring = key.state == "primary"
-        kept = [each.retired() if retiring and each is self._primary else each for each in self.keys]
+        kept = [each.retired() if retiring and each is self.primary else each for each in self.keys]
         return KeyDocument(keys=[*kept, key])
 
     def promoted(self, key_id: str) -> KeyDocument:
         """With this key as the primary one; the document itself when it is. Raises KeyUnknown."""
         key = self.usable(key_id)
-        if key is self._primary:
+        if key is self.primary:
             return self
-        changed = {key.id: key.primary_now(), self._primary.id: self._primary.retired()}
+        changed = {key.id: key.primary_now(), self.primary.id: self.primary.retired()}
         return KeyDocument(keys=[changed.get(each.id, each) for each in self.keys])
 
     def removed(self, key_id: str) -> KeyDocument:
