@@ -148,6 +148,7 @@ async def running_stack(
     task_queue: str,
     storage_url: str | None = None,
     workers: bool = True,
+    keyring: str = KEY_RING,
 ) -> AsyncIterator[Stack]:
     """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given."""
     settings = Settings(
@@ -155,7 +156,7 @@ async def running_stack(
         temporal_address=temporal.service_client.config.target_host,
         task_queue=task_queue,
         storage_url=storage_url,
-        keyring=SecretStr(KEY_RING),
+        keyring=SecretStr(keyring),
         daytona_api_url=daytona.url,
         daytona_api_key=SecretStr(daytona.api_key),
         absence_confirm_s=ABSENCE_CONFIRM_S,

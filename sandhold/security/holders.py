@@ -156,7 +156,9 @@ class SealedHolder:
                 except (KeyUnknown, Tampered, NotEncrypted, FormatUnknown) as error:
                     return Fault(row.place, str(error))
 
-        became = await asyncio.gather(*(one(row) for row in batch))
+        ended = await asyncio.gather(*(one(row) for row in batch), return_exceptions=True)
+        # Raised only now: nothing goes on behind the back of whoever catches it.
+        became = [_result(each) for each in ended]
         return Step(
             cursor=batch[-1].cursor,
             done=became.count("done"),
@@ -174,3 +176,9 @@ class SealedHolder:
     async def _open_one(self, row: SealedRow) -> _Became:
         await self._envelope.open(row.sealed, row.place)
         return "done"
+
+
+def _result(ended: _Became | Fault | BaseException) -> _Became | Fault:
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
