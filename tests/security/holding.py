@@ -59,6 +59,9 @@ class SqliteValues:
 
     def __init__(self, path: Path) -> None:
         self._database = sqlite3.connect(path, isolation_level=None, timeout=30)
+        # A killed process is survived without waiting for the disk.
+        self._database.execute("PRAGMA journal_mode = wal")
+        self._database.execute("PRAGMA synchronous = off")
         self._database.execute("CREATE TABLE IF NOT EXISTS held (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)")
 
     async def fill(self, envelope: Envelope, count: int) -> None:
