@@ -1,7 +1,8 @@
 """The process that hosts workflows and activities. Wiring only: what is done is in `workflows/` and `activities/`.
 
 It prints one line on stdout, `ready <URL of its health endpoint>`, once it polls; logs go to stderr.
-Exit codes: 0 stopped as asked, 1 a worker failed, 2 a setting, the key ring or the namespace is wrong, 4 Temporal cannot be reached.
+Exit codes: 0 stopped as asked, 1 a worker failed, 2 a setting, the key ring or the namespace is wrong, 4 Temporal
+cannot be reached.
 """
 
 from __future__ import annotations

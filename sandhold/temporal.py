@@ -21,7 +21,7 @@ from sandhold.security.failures import SealedFailures
 from sandhold.settings import DEFAULT_TEMPORAL_ADDRESS, Settings
 
 PLAIN_CONVERTER = pydantic_data_converter
-"""What `data_converter` encrypts the payloads of. By itself for what is not on its way to a server, or holds nothing."""
+"""What `data_converter` encrypts the payloads of; by itself for what never gets to a server, or says nothing."""
 
 CONNECT_TIMEOUT_S = 10.0
 _REQUEST_TIMEOUT = timedelta(seconds=10)

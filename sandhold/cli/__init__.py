@@ -28,6 +28,7 @@ COMMANDS = {
     "tools": ("sandhold.cli.tools:tools", "Print the tools for an agent runtime."),
     "doctor": ("sandhold.cli.doctor:doctor", "Check that everything this deployment needs is there."),
     "setup": ("sandhold.cli.setup:setup", "Prepare a Temporal namespace: search attributes, current build."),
+    "console": ("sandhold.cli.console:console", "Let operators read payloads in Temporal's Web UI."),
     "worker": ("sandhold.cli.processes:worker", "Run a worker from a checkout of the repository."),
     "local-daytona": ("sandhold.cli.processes:local_daytona", "Run the local Daytona server."),
 }

@@ -1,7 +1,7 @@
 """What passes through Temporal, encrypted: arguments, results, details, memo, summaries, heartbeats, failures.
 
-An encrypted payload has the encoding `binary/sandhold-encrypted`, the id of its key in the metadata for operators, and as
-its data
+An encrypted payload has the encoding `binary/sandhold-encrypted`, the id of its key in the metadata for operators, and
+as its data
 
     magic "SHP" | version 1 | length of the key id (1 byte) | key id | length of the wrapped key (2 bytes, big endian)
     | wrapped key | nonce (12 bytes) | ciphertext and tag (AES-256-GCM)
@@ -11,7 +11,7 @@ The associated data are everything before the nonce. In the ciphertext is
     method (1 byte: 0 as it is, 1 zlib) | size of the payload (4 bytes) | length of the namespace (2 bytes) | namespace
     | length of the workflow id (2 bytes) | workflow id | the payload's protocol buffer, by the method
 
-A payload opens only in the namespace and for the workflow that it was encrypted for, where those are known; see `Bound`.
+A payload opens only in the namespace and for the workflow that it was encrypted for, where those are known (`Bound`).
 """
 
 from __future__ import annotations

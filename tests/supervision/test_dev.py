@@ -43,10 +43,10 @@ def _restarted(dev: Dev, part: str, old: int) -> bool:
 
 async def test_every_address_is_told_and_kept_in_the_stack_file(dev: Dev) -> None:
     stack = dev.stack()
-    assert set(stack["pids"]) == {"dev", "temporal", "daytona", "worker"}
+    assert set(stack["pids"]) == {"dev", "temporal", "daytona", "worker", "console"}
     assert stack["pids"]["dev"] == dev.process.pid
-    for address in (stack["temporal_address"], stack["ui_url"], stack["daytona_api_url"], str(dev.data_dir)):
-        assert address in dev.text()
+    for name in ("temporal_address", "ui_url", "daytona_api_url", "console_url", "data_dir"):
+        assert stack[name] in dev.text()
     client = await connect(Settings(data_dir=dev.data_dir, temporal_address=stack["temporal_address"]))
     assert client.namespace == "default"
 
