@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sandhold.security import Envelope, KeyRing, KeyRingMissing, KeyRingUnusable, Place, SecurityError, new_data_key
+from sandhold.security.holders import SealedRow
 from sandhold.storage.errors import KeyRingAway, ObjectMissing, StorageLocked
 from sandhold.storage.raw import RawObjects
 
@@ -26,16 +27,6 @@ KNOWN_FOR_S = 600.0
 """For how long a key that was looked up for writing writes. A session's storage stays for longer than that after its
 end, so nobody writes under the key of an earlier session of the same id."""
 _SESSIONS_KEPT = 1000
-
-
-@dataclass(frozen=True)
-class SealedRow:
-    """A value that is sealed under the key ring."""
-
-    cursor: str
-    """Where to go on behind it."""
-    place: Place
-    sealed: bytes
 
 
 @dataclass
