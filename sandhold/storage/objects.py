@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sandhold.contracts.names import is_id
 from sandhold.security import KeyRing
@@ -32,7 +33,10 @@ from sandhold.storage.sealing import (
 )
 from sandhold.storage.session_keys import SESSION_KEY, SessionKeys
 
-__all__ = ["PART_BYTES", "Admit", "SealedRow", "SessionObjects", "StoredObject"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["PART_BYTES", "Admit", "SessionObjects", "StoredObject"]
 
 _ROOT = "sessions"
 _CLAIM = "deployment"
@@ -73,7 +77,7 @@ class SessionObjects:
     @classmethod
     def open(cls, url: str, ring: KeyRing) -> SessionObjects:
         raw = RawObjects.open(url)
-        return cls(raw, SessionKeys(raw, ring, _root_of))
+        return cls(raw, SessionKeys(raw, ring, root_of))
 
     def guarded(self, admit: Admit) -> SessionObjects:
         """The same objects for whom `admit` lets pass."""
@@ -93,7 +97,7 @@ class SessionObjects:
         seal = await self._new_seal(session_id, path)
         return await self._raw.put_new(key, path, seal.sealed(data))
 
-    async def write(self, session_id: str, path: str, pieces: AsyncIterable[bytes]) -> int:
+    async def write(self, session_id: str, path: str, pieces: AsyncIterable[Buffer]) -> int:
         """Store all of `pieces`, in place of what was there, in constant memory; how many bytes they were.
 
         When `pieces` raises, or this is cancelled, nothing is stored, and what was there stays.
@@ -162,7 +166,7 @@ class SessionObjects:
             header, chunk = block[:HEADER_BYTES], memoryview(block)[HEADER_BYTES:]
         else:
             beginning = self._raw.reading(key, path, 0, HEADER_BYTES)
-            header = await _beginning(beginning)
+            header = await _all_of(beginning)
             check_header(header, path)
             # Where it ends is for the last chunk to say, also to who asks for what lies behind it.
             number = min(number, chunks_of(checked_size(beginning.size, path)) - 1)
@@ -203,7 +207,7 @@ class SessionObjects:
 
         Takes the memory of a page; in a local folder also that of the names in one folder.
         """
-        root = _root_of(session_id)
+        root = root_of(session_id)
         prefix = _key(session_id, folder) if folder else root
         await self._admit(session_id, False)
         async for batch in self._raw.list(prefix, f"{root}/{after}" if after else ""):
@@ -221,7 +225,7 @@ class SessionObjects:
     async def key_laid_at(self, session_id: str) -> datetime | None:
         """When the session's key was stored as it is; None when there is none."""
         try:
-            return (await self._raw.find(f"{_root_of(session_id)}/{SESSION_KEY}", SESSION_KEY)).modified_at
+            return (await self._raw.find(f"{root_of(session_id)}/{SESSION_KEY}", SESSION_KEY)).modified_at
         except ObjectMissing:
             return None
 
@@ -279,30 +283,36 @@ class SessionObjects:
 
     async def _holds_something(self, session_id: str) -> bool:
         """Whether objects of this session are stored. Raises StoredInTheClear when they are not encrypted."""
-        root = _root_of(session_id)
+        root = root_of(session_id)
         async for batch in self._raw.list(root):
             for each in batch:
                 path = each.path.removeprefix(f"{root}/")
                 if path == SESSION_KEY:
                     continue
                 with suppress(ObjectMissing):  # deleted meanwhile
-                    check_header(await _beginning(self._raw.reading(each.path, path, 0, HEADER_BYTES)), path)
+                    check_header(await beginning_of(self._raw, each.path, path), path)
                     return True
         return False
 
 
-async def _beginning(reading: Reading) -> bytes:
+async def beginning_of(raw: RawObjects, key: str, path: str) -> bytes:
+    """What may be the header of an object."""
+    return await _all_of(raw.reading(key, path, 0, HEADER_BYTES))
+
+
+async def _all_of(reading: Reading) -> bytes:
     return b"".join([bytes(piece) async for piece in reading.pieces()])
 
 
-def _root_of(session_id: str) -> str:
+def root_of(session_id: str) -> str:
+    """The key of the store below which the objects of a session lie."""
     if not is_id(session_id):
         raise StorageError(f"{session_id!r} is not a session's id")
     return f"{_ROOT}/{session_id}"
 
 
 def _key(session_id: str, path: str) -> str:
-    root = _root_of(session_id)
+    root = root_of(session_id)
     if path == SESSION_KEY or any(part in {"", ".", ".."} for part in path.split("/")):
         raise StorageError(f"{path!r} is not a path in session storage")
     return f"{root}/{path}"

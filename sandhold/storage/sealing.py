@@ -5,9 +5,9 @@
 
 The object's key is random, never used for another one, and wrapped by the key of its session; the associated data are
 magic, version, session and path. A chunk's nonce is its number (8 bytes, big endian) and whether it is the last one
-(4 bytes, 0 or 1); its associated data are those of the header and the nonce. An empty object has one empty chunk; in any
-other no chunk is empty. So the size of an object follows from what is stored, a chunk can be read without those before
-it, and one that was moved, repeated, cut off or altered does not open.
+(4 bytes, 0 or 1); its associated data are those of the header and the nonce. An empty object has one empty chunk; no
+other chunk is empty. So the size of an object follows from what is stored, a chunk can be read without those before it,
+and one that was moved, repeated, cut off or altered does not open.
 """
 
 from __future__ import annotations
