@@ -144,6 +144,10 @@ def _exit_code_of(error: Exception) -> int | None:
         return EXIT_NOT_FOUND
     if isinstance(error, ToolFailure):
         return exit_code(error.error)
+    # Whoever has not loaded the vault has none of its errors; it needs more packages than a client has.
+    vault = sys.modules.get("sandhold.vault")
+    if vault is not None and isinstance(error, vault.VaultError):
+        return EXIT_USAGE if isinstance(error, vault.ValueRefused) else EXIT_FAILED
     if isinstance(error, client.SandholdError | SearchAttributesUnusable | ScheduleUnusable | SecurityError):
         return EXIT_FAILED
     return None
@@ -155,7 +159,7 @@ def _told(error: Exception) -> tuple[str, str | None]:
 
     if isinstance(error, ToolFailure):
         return error.error.code, error.error.hint
-    return _name_of(error), None
+    return _name_of(error), getattr(error, "hint", None)
 
 
 def _name_of(error: Exception) -> str:
