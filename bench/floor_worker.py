@@ -14,13 +14,13 @@ from temporalio.worker import Worker
 
 from bench.floor import FLOOR_QUEUE, Floor, return_at_once
 from sandhold.settings import Settings
-from sandhold.temporal import connect
+from sandhold.temporal import PLAIN_CONVERTER, connect
 from worker import Activities, build_workers
 
 
 async def serve(address: str) -> None:
     """Serve the floor until end-of-file on standard input."""
-    client = await connect(Settings(temporal_address=address))
+    client = await connect(Settings(temporal_address=address), converter=PLAIN_CONVERTER)
     activities = Activities(of_calls=[return_at_once], of_followers=[return_at_once])
     # This one is never run, only asked for its settings; a process may have but one worker per task queue.
     calls, _ = build_workers(client, f"{FLOOR_QUEUE}-settings", activities=activities)

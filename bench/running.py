@@ -55,7 +55,9 @@ async def _on_own_stack(measure: Callable[[Stack, Console], Awaitable[R]], conso
     settings = Settings.load(running_stack=False)
     nowhere = dict.fromkeys(["temporal_address", "storage_url", "daytona_api_url", "daytona_api_key"])
     own = settings.model_copy(update=nowhere)
-    options = StackOptions(data_dir=settings.data_dir / "bench", fresh=True, usual_ports=False)
+    options = StackOptions(
+        data_dir=settings.data_dir / "bench", without=frozenset({"console"}), fresh=True, usual_ports=False
+    )
     stack = Stack(own, options, told)
 
     async def work() -> R:

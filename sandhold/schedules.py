@@ -16,7 +16,7 @@ from temporalio.client import (
     ScheduleUpdate,
     ScheduleUpdateInput,
 )
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, CLEAN_STORAGE_WORKFLOW
 from sandhold.contracts.storage import CleanStorageStep
@@ -52,6 +52,20 @@ async def ensure_schedules(client: Client, task_queue: str) -> list[str]:
     return [CLEAN_STORAGE_SCHEDULE]
 
 
+async def renew_schedules(client: Client) -> list[str]:
+    """Have the schedules keep what they start their workflows with under the present key; the ids of those there are.
+
+    Safe to repeat. Raises ScheduleUnusable.
+    """
+    try:
+        await client.get_schedule_handle(CLEAN_STORAGE_SCHEDULE).update(_renewed)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return []
+        raise ScheduleUnusable(f"Temporal did not renew the schedule that cleans storage: {error.message}") from error
+    return [CLEAN_STORAGE_SCHEDULE]
+
+
 def _cleaning(task_queue: str) -> ScheduleActionStartWorkflow:
     return ScheduleActionStartWorkflow(
         CLEAN_STORAGE_WORKFLOW,
@@ -69,4 +83,12 @@ def _on_queue(found: ScheduleUpdateInput, task_queue: str) -> ScheduleUpdate | N
     if isinstance(action, ScheduleActionStartWorkflow) and action.task_queue == task_queue:
         return None
     schedule.action = _cleaning(task_queue)
+    return ScheduleUpdate(schedule)
+
+
+def _renewed(found: ScheduleUpdateInput) -> ScheduleUpdate | None:
+    schedule = found.description.schedule
+    if not isinstance(schedule.action, ScheduleActionStartWorkflow):
+        return None
+    schedule.action = _cleaning(schedule.action.task_queue)
     return ScheduleUpdate(schedule)

@@ -71,6 +71,13 @@ class Settings(BaseSettings):
     """host:port of the worker's health endpoint; port 0 takes a free one."""
     metrics_address: Annotated[str | None, Optional] = None
     """host:port where the worker serves Temporal's metrics for Prometheus; by default it does not."""
+    console_address: str = "127.0.0.1:8234"
+    """host:port of the console, whose codec server shows payloads in the clear; port 0 takes a free one."""
+    console_token: Annotated[SecretStr | None, Optional] = None
+    """What one has to know for that; by default a random one, kept in the file `console-token` in the data folder."""
+    console_ui_origins: Annotated[str | None, Optional] = None
+    """Where Temporal's Web UI is, `https://temporal.example.com`; several with commas. By default that of the running
+    stack."""
     log_level: str = "info"
     log_format: str = Field("json", pattern="^(json|console)$")
     absence_confirm_s: float = Field(12.0, ge=0)
@@ -82,7 +89,7 @@ class Settings(BaseSettings):
     reconnect_s: float = Field(30.0, gt=0)
     """How long a client that waits for something keeps trying while Temporal does not answer."""
 
-    @field_validator("health_address", "metrics_address")
+    @field_validator("health_address", "metrics_address", "console_address")
     @classmethod
     def _host_and_port(cls, value: str | None) -> str | None:
         if value is not None:

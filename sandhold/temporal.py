@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from datetime import UTC, timedelta
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter, WorkflowSerializationContext
 from temporalio.runtime import Runtime
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from sandhold.contracts.names import session_workflow_id
 from sandhold.contracts.sessions import SessionRecord, SessionStart
+from sandhold.security import KeyRing, open_key_ring
+from sandhold.security.codec import EncryptingCodec
+from sandhold.security.failures import SealedFailures
 from sandhold.settings import DEFAULT_TEMPORAL_ADDRESS, Settings
 
-DATA_CONVERTER = pydantic_data_converter
-"""The only converter: client, worker, command line and tests must read each other's payloads."""
+PLAIN_CONVERTER = pydantic_data_converter
+"""What `data_converter` encrypts the payloads of; by itself for what never gets to a server, or says nothing."""
 
 CONNECT_TIMEOUT_S = 10.0
 _REQUEST_TIMEOUT = timedelta(seconds=10)
@@ -30,25 +35,47 @@ class NamespaceMissing(LookupError):
     """Temporal answers but has no such namespace."""
 
 
+def data_converter(ring: KeyRing) -> DataConverter:
+    """The only converter: client, worker, command line and tests must read each other's payloads, and nobody else."""
+    return dataclasses.replace(
+        PLAIN_CONVERTER, payload_codec=EncryptingCodec.under(ring), failure_converter_class=SealedFailures
+    )
+
+
+def encrypting(client: Client, settings: Settings) -> Client:
+    """The client itself if it encrypts what it sends, else one on the same connection that does.
+
+    Raises KeyRingMissing and KeyRingUnusable.
+    """
+    if isinstance(client.data_converter.payload_codec, EncryptingCodec):
+        return client
+    config = client.config()
+    config["data_converter"] = data_converter(open_key_ring(settings))
+    return Client(**config)
+
+
 async def connect(
     settings: Settings,
     *,
+    converter: DataConverter | None = None,
     identity: str | None = None,
     runtime: Runtime | None = None,
     retries: RetryConfig | None = None,
 ) -> Client:
-    """A client that has talked to the server once.
+    """A client that has talked to the server once. It encrypts under the settings' key ring if no converter is given.
 
-    Raises TemporalUnreachable when the server does not answer within 10 s. One attempt: callers that start
-    beside the server repeat it.
+    Raises KeyRingMissing and KeyRingUnusable, and TemporalUnreachable when the server does not answer within 10 s. One
+    attempt: callers that start beside the server repeat it.
     """
+    if converter is None:
+        converter = data_converter(open_key_ring(settings))
     address = settings.temporal_address or DEFAULT_TEMPORAL_ADDRESS
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             return await Client.connect(
                 address,
                 namespace=settings.temporal_namespace,
-                data_converter=DATA_CONVERTER,
+                data_converter=converter,
                 identity=identity,
                 runtime=runtime,
                 retry_config=retries,
@@ -74,8 +101,9 @@ async def session_record(client: Client, session_id: str, *, timeout: timedelta 
     # The first event of whichever run is the latest: each run is started with the policy.
     first = await anext(handle.fetch_history_events(page_size=1, rpc_timeout=timeout))
     attributes = first.workflow_execution_started_event_attributes
+    context = WorkflowSerializationContext(namespace=client.namespace, workflow_id=handle.id)
     try:
-        [start] = await client.data_converter.decode(attributes.input.payloads, [SessionStart])
+        [start] = await client.data_converter.with_context(context).decode(attributes.input.payloads, [SessionStart])
     except (ValueError, RuntimeError) as error:
         raise SessionUnreadable(f"nobody can read what session {session_id!r} was started with") from error
     assert isinstance(start, SessionStart)

@@ -14,6 +14,7 @@ from typing import Any
 from daytona import AsyncDaytona
 from pydantic import SecretStr
 from temporalio.client import Client, WorkflowHistory, WorkflowQueryFailedError
+from temporalio.converter import DataConverter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Replayer
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -33,9 +34,12 @@ from sandhold.contracts.names import (
 )
 from sandhold.contracts.sandboxes import SandboxStatus
 from sandhold.contracts.tools import CreateSandboxResult
+from sandhold.security import open_key_ring
 from sandhold.security.key_document import KeyDocument
+from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.settings import Settings
-from sandhold.temporal import DATA_CONVERTER, deployment_id
+from sandhold.temporal import data_converter, deployment_id
+from sandhold.vault import Vault, open_vault
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona
 from worker import PASSED_THROUGH, activities_of, build_workers
@@ -46,6 +50,9 @@ from workflows.session import AgentSession
 
 KEY_RING = KeyDocument.new().dump()
 """The key ring of everything that this process tests."""
+RING = EnvironmentKeyRing(KEY_RING)
+CONVERTER = data_converter(RING)
+"""What the processes of a deployment with this ring convert with."""
 ABSENCE_CONFIRM_S = 0.2
 CREATE_SETTLE_S = 0.5
 _numbers = itertools.count(1)
@@ -55,7 +62,7 @@ _numbers = itertools.count(1)
 async def running_temporal() -> AsyncIterator[WorkflowEnvironment]:
     """A tuned development server that forgets everything at the end."""
     environment = await WorkflowEnvironment.start_local(
-        data_converter=DATA_CONVERTER,
+        data_converter=CONVERTER,
         dev_server_existing_path=str(temporal_program()),
         dev_server_log_level="error",
         dev_server_extra_args=list(dev_server_tuning()),
@@ -77,6 +84,7 @@ class Stack:
     settings: Settings
     sandhold: Sandhold
     deployment: str
+    vault: Vault
     opened: list[Session] = field(default_factory=list)
     """Every session that `open` has opened."""
 
@@ -117,6 +125,7 @@ def environment_of(stack: Stack, data_dir: Path) -> Mapping[str, str]:
         "SANDHOLD_TASK_QUEUE": stack.settings.task_queue,
         "SANDHOLD_STORAGE_URL": stack.settings.storage_location,
         "SANDHOLD_KEYRING": KEY_RING,
+        "SANDHOLD_DATABASE_URL": f"sqlite:///{stack.settings.data_dir.absolute()}/vault.db",
         "SANDHOLD_DAYTONA_API_URL": stack.daytona.url,
         "SANDHOLD_DAYTONA_API_KEY": stack.daytona.api_key,
         "SANDHOLD_ABSENCE_CONFIRM_S": str(ABSENCE_CONFIRM_S),
@@ -139,6 +148,7 @@ async def running_stack(
     task_queue: str,
     storage_url: str | None = None,
     workers: bool = True,
+    keyring: str = KEY_RING,
 ) -> AsyncIterator[Stack]:
     """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given."""
     settings = Settings(
@@ -146,7 +156,7 @@ async def running_stack(
         temporal_address=temporal.service_client.config.target_host,
         task_queue=task_queue,
         storage_url=storage_url,
-        keyring=SecretStr(KEY_RING),
+        keyring=SecretStr(keyring),
         daytona_api_url=daytona.url,
         daytona_api_key=SecretStr(daytona.api_key),
         absence_confirm_s=ABSENCE_CONFIRM_S,
@@ -157,22 +167,27 @@ async def running_stack(
         provider = daytona.client()
         resources.push_async_callback(provider.close)
         sandhold = Sandhold(temporal, settings)
+        vault = await open_vault(settings, open_key_ring(settings))
+        resources.push_async_callback(vault.close)
         if workers:
             pool = ProviderPool(settings)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, settings, deployment)
-            for worker in build_workers(temporal, task_queue, activities=activities_of(temporal, settings, access)):
+            activities = activities_of(temporal, settings, access, vault)
+            for worker in build_workers(temporal, task_queue, activities=activities):
                 await resources.enter_async_context(worker)
-        yield Stack(temporal, daytona, provider, settings, sandhold, deployment)
+        yield Stack(temporal, daytona, provider, settings, sandhold, deployment, vault)
 
 
-def replayer() -> Replayer:
+def replayer(converter: DataConverter = CONVERTER) -> Replayer:
     """Replays with the worker's own runner, so that what it forbids is found here as well."""
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH)
     return Replayer(
         workflows=[AgentSession, Sandbox, CleanStorage],
         interceptors=[MessageIntake()],
-        data_converter=DATA_CONVERTER,
+        data_converter=converter,
+        # Payloads open only in the namespace that they were encrypted in.
+        namespace="default",
         workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
         # Without the SDK's watch on wall-clock time: a busy machine is no fault of the workflow's.
         debug_mode=True,

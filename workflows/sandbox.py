@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.names import (
         CALL_UPDATE,
         COMMAND_QUERY,
+        RENEW_SIGNAL,
         RESULT_QUERY,
         SANDBOX_WORKFLOW,
         STATUS_QUERY,
@@ -37,6 +38,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.sandboxes import (
         CommandState,
         LedgerEntry,
+        Renewal,
         SandboxCarried,
         SandboxEnding,
         SandboxOutcome,
@@ -76,6 +78,7 @@ class Sandbox:
         self._calls.attach(self._lifecycle)
         self._keeping = Keeping(start, self._kept, self._lifecycle)
         self._draining = False
+        self._renewal_asked = False
 
     @workflow.run
     async def run(self, start: SandboxStart) -> SandboxOutcome:
@@ -89,7 +92,7 @@ class Sandbox:
         self._calls.resume()
         while self._kept.ending is None:
             await self._wait_for_change_or_deadline()
-            if self._history_is_long() and self._kept.ending is None:
+            if self._should_renew() and self._kept.ending is None:
                 await self._continue_as_new()
             self._act_on_deadline()
         return await self._end()
@@ -124,6 +127,12 @@ class Sandbox:
             self._calls.admit(request)
         except ToolFailure as failure:
             self._ledger.refuse(request, failure.error)
+
+    @workflow.signal(name=RENEW_SIGNAL)
+    def renew(self, renewal: Renewal) -> None:
+        """Continue as new as soon as nothing holds it off, unless that has happened since."""
+        if workflow.info().start_time < renewal.began_before:
+            self._renewal_asked = True
 
     @workflow.query(name=RESULT_QUERY)
     def result(self, call_id: str) -> CallEnvelope | None:
@@ -196,7 +205,7 @@ class Sandbox:
         def something_to_do() -> bool:
             deadline = self._deadline()
             sooner = deadline is not None and (armed is None or deadline < armed)
-            return sooner or self._kept.ending is not None or self._history_is_long()
+            return sooner or self._kept.ending is not None or self._should_renew()
 
         try:
             if armed is None:
@@ -237,13 +246,14 @@ class Sandbox:
             return None
         return stopped_at + timedelta(seconds=after_s)
 
-    def _history_is_long(self) -> bool:
+    def _should_renew(self) -> bool:
+        """Whether to continue as new: the history is long, or somebody has asked for it."""
         info = workflow.info()
-        long = info.get_current_history_length() >= HISTORY_LIMIT_EVENTS and not self._calls.transferring
-        # The server suggests it at several times as many events; then nothing holds it off any more.
-        long = long or info.is_continue_as_new_suggested()
+        due = self._renewal_asked or info.get_current_history_length() >= HISTORY_LIMIT_EVENTS
+        # The server suggests it at several times as many events; then no transfer holds it off any more.
+        due = (due and not self._calls.transferring) or info.is_continue_as_new_suggested()
         # A change of state ends first: calls wait for it, and with them their handlers.
-        return long and self._lifecycle.operation is None
+        return due and self._lifecycle.operation is None
 
     async def _continue_as_new(self) -> None:
         """Refuse new calls, let the handlers answer, go on with everything in a fresh history.

@@ -23,10 +23,13 @@ COMMANDS = {
     "exec": ("sandhold.cli.execute:execute", "Run a command in a sandbox; exits with the command's own code."),
     "output": ("sandhold.cli.execute:show_output", "Print the output of a command while it runs or after."),
     "files": ("sandhold.cli.files:app", "List, get, put and remove the files of a session in storage."),
+    "secrets": ("sandhold.cli.secrets:app", "Set, list and remove the secrets of a session."),
     "storage": ("sandhold.cli.storage:app", "Look after the storage of all sessions."),
+    "keys": ("sandhold.cli.keys:app", "Keep the keys under which everything is encrypted."),
     "tools": ("sandhold.cli.tools:tools", "Print the tools for an agent runtime."),
     "doctor": ("sandhold.cli.doctor:doctor", "Check that everything this deployment needs is there."),
     "setup": ("sandhold.cli.setup:setup", "Prepare a Temporal namespace: search attributes, current build."),
+    "console": ("sandhold.cli.console:console", "Let operators read payloads in Temporal's Web UI."),
     "worker": ("sandhold.cli.processes:worker", "Run a worker from a checkout of the repository."),
     "local-daytona": ("sandhold.cli.processes:local_daytona", "Run the local Daytona server."),
 }

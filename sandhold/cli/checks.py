@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sys
 import tempfile
 import urllib.error
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from temporalio.api.enums.v1 import TaskQueueType
@@ -19,16 +21,17 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from sandhold.cli.connecting import quiet_runtime
+from sandhold.cli.vaults import opened_vault
 from sandhold.contracts.base import Message
 from sandhold.contracts.names import follow_queue
 from sandhold.search_attributes import SearchAttributesUnusable, missing_search_attributes
-from sandhold.settings import Settings
+from sandhold.security import SecurityError, open_key_ring
+from sandhold.settings import Settings, SettingsError
 from sandhold.storage import SessionStorage, StorageError
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
 
 _REQUEST_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 60.0
-_PROBE_SESSION = "doctor"
 # A worker asks for work at least once a minute; the server remembers one that is gone for five.
 _POLLED_WITHIN = timedelta(seconds=90)
 
@@ -54,6 +57,7 @@ async def examine(settings: Settings) -> list[Check]:
         checks.append(await _worker(client, settings))
     checks.append(await _provider(settings))
     checks.append(await _storage(settings))
+    checks.append(await _vault(settings))
     checks.append(await _isolation(settings))
     return checks
 
@@ -157,18 +161,34 @@ def _get(url: str, key: str | None) -> int:
 
 
 async def _storage(settings: Settings) -> Check:
-    """Whether a document can be written, read again and removed."""
-    url = settings.storage_location
+    """Whether a document can be written, read again and removed, under the key ring."""
+    url, probe = settings.storage_location, f"doctor-{secrets.token_hex(8)}"
     try:
-        storage = SessionStorage.open(url)
-        ref = await storage.put_json(_PROBE_SESSION, "probe.json", {"written": datetime.now(UTC).isoformat()})
-        await storage.get_json(_PROBE_SESSION, ref)
-        await storage.delete(_PROBE_SESSION, ref.path)
+        storage = SessionStorage.open(url, open_key_ring(settings))
+        ref = await storage.put_json(probe, "probe.json", {"written": datetime.now(UTC).isoformat()})
+        await storage.get_json(probe, ref)
+        await storage.delete(probe, ref.path)
+        await storage.objects.remove_key(probe)
     except StorageError as error:
         return Check(name="storage", ok=False, detail=f"{url} cannot be used: {error}. {error.hint or ''}".rstrip())
-    except ValueError as error:
+    except (ValueError, SecurityError) as error:
         return Check(name="storage", ok=False, detail=f"{url} cannot be used: {error}")
     return Check(name="storage", ok=True, detail=f"{url} is writable")
+
+
+async def _vault(settings: Settings) -> Check:
+    """Whether the vault can be opened, which brings its database to this build's version."""
+    name = "vault"
+    if find_spec("sqlalchemy") is None:
+        return Check(name=name, ok=None, detail="not needed: only the server side opens it")
+    from sandhold.vault import VaultError
+
+    try:
+        async with opened_vault(settings) as vault:
+            connections = len(await vault.connection_rows())
+    except (SettingsError, SecurityError, VaultError) as error:
+        return Check(name=name, ok=False, detail=str(error), hint=getattr(error, "hint", None))
+    return Check(name=name, ok=True, detail=f"{vault.shown} ({vault.kind}), {connections} connections")
 
 
 async def _isolation(settings: Settings) -> Check:

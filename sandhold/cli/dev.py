@@ -20,8 +20,9 @@ def dev(
     temporal_port: Annotated[int | None, typer.Option(help="Port of Temporal (7233 when it is free).")] = None,
     ui_port: Annotated[int | None, typer.Option(help="Port of Temporal's Web UI (8233 when it is free).")] = None,
     daytona_port: Annotated[int | None, typer.Option(help="Port of the local Daytona (any free one).")] = None,
+    console_port: Annotated[int | None, typer.Option(help="Port of the console (8234 when it is free).")] = None,
 ) -> None:
-    """Keep the whole stack up on this machine: Temporal, the local Daytona, workers.
+    """Keep the whole stack up on this machine: Temporal, the local Daytona, workers, the console.
 
     With DAYTONA_API_KEY set the same stack talks to Daytona instead of the local server.
     """
@@ -35,6 +36,7 @@ def dev(
             temporal_port=temporal_port,
             ui_port=ui_port,
             daytona_port=daytona_port,
+            console_port=console_port,
         )
     except (SettingsError, UnknownPart) as error:
         console.print(f"[red]{escape(str(error))}[/]")

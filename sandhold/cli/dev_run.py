@@ -16,6 +16,7 @@ from sandhold.cli.stack.errors import PartFailed, StackFailed
 from sandhold.cli.stack.interrupts import Interrupted, until_interrupted
 from sandhold.cli.stack.options import StackOptions
 from sandhold.cli.stack.stack import Stack
+from sandhold.console.access import console_token, token_file
 from sandhold.settings import Settings
 
 
@@ -80,13 +81,30 @@ def show_addresses(stack: Stack, console: Console) -> None:
         "session end first",
     ):
         console.print(f"  {prefix} {command}", markup=False, highlight=False)
+    show_clear_text(stack, console)
     console.print("\nCtrl-C ends the stack; sessions are kept.", highlight=False)
+
+
+def show_clear_text(stack: Stack, console: Console) -> None:
+    """Tell how payloads are read. The token itself is shown on a terminal only: other output is kept somewhere."""
+    if stack.console_url is None:
+        return
+    token = console_token(stack.settings) if console.is_terminal else "TOKEN"
+    console.print(
+        "\nTemporal's Web UI shows cipher text. Your browser shows clear text once its Codec Server settings, with "
+        '"Use my browser setting", have the endpoint',
+        highlight=False,
+    )
+    console.print(f"  {stack.console_url}/{token}", markup=False, highlight=False)
+    if not console.is_terminal and stack.settings.console_token is None:
+        console.print(f"with the TOKEN in {token_file(stack.settings)}", markup=False, highlight=False)
 
 
 def addresses(stack: Stack) -> list[tuple[str, str]]:
     """What is where, for people."""
     provider = "local" if stack.local_provider else "hosted"
     rows = [("Temporal Web UI", stack.ui_url or "not started here")]
+    rows.append(("Console (codec server)", stack.console_url or "not started here"))
     rows.append(("Temporal", stack.settings.temporal_address or "not started here"))
     rows.append((f"Daytona API ({provider})", stack.settings.daytona_api_url or "not started here"))
     rows += [

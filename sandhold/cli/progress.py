@@ -58,6 +58,34 @@ class TransferProgress:
             bar.update(task, completed=self._passed)
 
 
+class CountProgress:
+    """Counts things that are dealt with one after the other, and shows how many, as TransferProgress shows bytes."""
+
+    def __init__(self, what: str, total: int | None = None) -> None:
+        self._what = what
+        self._total = total
+        self._done = 0
+        self._shown: tuple[Bar, TaskID] | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> CountProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown is not None:
+            self._shown[0].stop()
+
+    def advance(self, more: int = 1) -> None:
+        self._done += more
+        if self._shown is None and sys.stderr.isatty() and time.monotonic() - self._began >= SHOWN_AFTER_S:
+            self._shown = _counting_bar(self._what, self._total)
+        if self._shown is not None:
+            bar, task = self._shown
+            bar.update(task, completed=self._done)
+
+
 @asynccontextmanager
 async def time_shown(what: str) -> AsyncIterator[None]:
     """Show for how long something has gone on that tells nothing of itself, as TransferProgress shows bytes."""
@@ -99,5 +127,17 @@ def _bar(what: str, total: int | None) -> tuple[Bar, TaskID]:
         console=Console(stderr=True),
         transient=True,
     )
+    bar.start()
+    return bar, bar.add_task(escape(what), total=total)
+
+
+def _counting_bar(what: str, total: int | None) -> tuple[Bar, TaskID]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
     bar.start()
     return bar, bar.add_task(escape(what), total=total)

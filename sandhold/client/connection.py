@@ -44,9 +44,10 @@ from sandhold.contracts.policy import Policy
 from sandhold.contracts.sessions import SessionOutcome, SessionRecord, SessionStart, SessionState
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.search_attributes import OWNER, SESSION, STATE
+from sandhold.security import open_key_ring
 from sandhold.settings import Settings
 from sandhold.storage import SessionStorage, StorageError
-from sandhold.temporal import connect, session_record
+from sandhold.temporal import connect, encrypting, session_record
 
 logger = logging.getLogger("sandhold.client")
 
@@ -59,17 +60,22 @@ NO_RETRIES = RetryConfig(max_retries=1)
 
 
 class Sandhold:
-    """A connection to one deployment, made with `connect` or from a Temporal client that uses our data converter."""
+    """A connection to one deployment, made with `connect` or from a Temporal client, whose connection it then shares."""
 
     def __init__(self, client: Client, settings: Settings | None = None) -> None:
+        """What a client without our data converter would send as plain text is encrypted under the settings' key ring.
+
+        Raises KeyRingMissing and KeyRingUnusable when there is none.
+        """
         self._settings = settings or Settings.load()
-        self._requests = TemporalRequests(client, reconnect_s=self._settings.reconnect_s)
+        self._requests = TemporalRequests(encrypting(client, self._settings), reconnect_s=self._settings.reconnect_s)
 
     @classmethod
     async def connect(cls, settings: Settings | None = None, *, runtime: Runtime | None = None) -> Sandhold:
         """Connect to the deployment that the environment names, or a running `sandhold dev`.
 
-        Raises TemporalUnreachable when Temporal does not answer, SettingsError when the environment is wrong.
+        Raises TemporalUnreachable when Temporal does not answer, SettingsError when the environment is wrong,
+        KeyRingMissing and KeyRingUnusable when it names no key ring.
         """
         settings = settings or Settings.load()
         return cls(await connect(settings, runtime=runtime, retries=NO_RETRIES), settings)
@@ -81,7 +87,7 @@ class Sandhold:
 
     @cached_property
     def _all_storage(self) -> SessionStorage:
-        return SessionStorage.open(self._settings.storage_location)
+        return SessionStorage.open(self._settings.storage_location, open_key_ring(self._settings))
 
     @cached_property
     def _storage(self) -> SessionStorage:

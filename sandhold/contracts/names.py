@@ -16,6 +16,7 @@ CLEAN_STORAGE_SCHEDULE = "sandhold-clean-storage"
 CALL_UPDATE = "call"
 END_UPDATE = "end"
 SUBMIT_SIGNAL = "submit"
+RENEW_SIGNAL = "renew"
 STATUS_QUERY = "status"
 RESULT_QUERY = "result"
 COMMAND_QUERY = "command"
@@ -129,6 +130,12 @@ def session_workflow_id(session_id: str) -> str:
 
 def sandbox_workflow_id(session_id: str, sandbox_id: str) -> str:
     return f"sandbox/{session_id}/{sandbox_id}"
+
+
+def is_sandbox_of(workflow_id: str, session_workflow: str) -> bool:
+    """Whether the first is the workflow id of a sandbox of the session with the second."""
+    kind, _, session_id = session_workflow.partition("/")
+    return kind == "session" and workflow_id.startswith(f"sandbox/{session_id}/")
 
 
 def follow_queue(task_queue: str) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome, CallRequest
@@ -17,6 +17,13 @@ from sandhold.contracts.policy import Policy
 from sandhold.contracts.steps import CommandPlace
 from sandhold.contracts.tools import CreateSandboxArguments, OutputFiles, SandboxRow
 from sandhold.contracts.transfers import SavedWorkspace
+
+
+class Renewal(Message):
+    """Asks a workflow to continue as new, so that what it holds is written anew: under the present key."""
+
+    began_before: AwareDatetime
+    """Only a run that began before this is meant; a later one is new already."""
 
 
 class SandboxState(StrEnum):

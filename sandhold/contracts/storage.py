@@ -18,6 +18,29 @@ class StoredFile(Message):
     """When its content was written; it never changes in part."""
 
 
+class NotEncryptable(Message):
+    """Something in storage that could not be encrypted."""
+
+    session_id: str
+    path: str
+    reason: str
+
+
+class StorageEncrypted(Message):
+    """What became of what earlier versions have stored as it was given. In a dry run: what would have."""
+
+    dry_run: bool = False
+    sessions: int = 0
+    """Sessions that storage holds something of."""
+    objects_encrypted: int = 0
+    bytes_encrypted: int = 0
+    objects_already: int = 0
+    """Objects that were encrypted before."""
+    objects_failed: int = 0
+    failed: list[NotEncryptable] = Field(default_factory=list)
+    """The first of these."""
+
+
 class CleanStorageStep(Message):
     """Remove what sessions left longer ago than their policies keep it: `clean_storage`."""
 
@@ -46,5 +69,7 @@ class StorageCleaned(Message):
     bytes_removed: int = 0
     leftovers_removed: int = 0
     """Files that writers left unfinished in a local folder when they were killed."""
+    secrets_removed: int = 0
+    """Secrets of sessions that have ended."""
     removed: list[str] = Field(default_factory=list)
     """The ids of the first of the removed sessions."""

@@ -3,6 +3,7 @@
 from sandhold.security.envelope import Envelope, Place
 from sandhold.security.errors import (
     FormatUnknown,
+    KeyRingFixed,
     KeyRingMissing,
     KeyRingUnusable,
     KeyUnknown,
@@ -17,6 +18,7 @@ __all__ = [
     "Envelope",
     "FormatUnknown",
     "KeyRing",
+    "KeyRingFixed",
     "KeyRingMissing",
     "KeyRingUnusable",
     "KeyUnknown",

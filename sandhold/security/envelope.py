@@ -79,20 +79,20 @@ def key_id_of(sealed: bytes) -> str:
     return unpack_key(sealed)[0].key_id
 
 
-def pack_key(wrapped: WrappedKey) -> bytes:
-    """The beginning of a sealed value, up to its nonce."""
+def pack_key(wrapped: WrappedKey, head: bytes = _HEAD) -> bytes:
+    """The beginning of a sealed value, up to its nonce. Other formats have the same with a `head` of their own."""
     key_id = wrapped.key_id.encode()
-    return _HEAD + bytes([len(key_id)]) + key_id + struct.pack(">H", len(wrapped.wrapped)) + wrapped.wrapped
+    return head + bytes([len(key_id)]) + key_id + struct.pack(">H", len(wrapped.wrapped)) + wrapped.wrapped
 
 
-def unpack_key(sealed: bytes) -> tuple[WrappedKey, bytes]:
+def unpack_key(sealed: bytes, head: bytes = _HEAD) -> tuple[WrappedKey, bytes]:
     """The wrapped key of a sealed value, and what follows it. Raises NotEncrypted, FormatUnknown and Tampered."""
-    if sealed[: len(MAGIC)] != MAGIC:
+    if sealed[: len(head) - 1] != head[:-1]:
         raise NotEncrypted("this is no encrypted value")
-    if sealed[len(MAGIC) : len(_HEAD)] != _HEAD[len(MAGIC) :]:
+    if sealed[len(head) - 1 : len(head)] != head[-1:]:
         raise FormatUnknown("this value is encrypted in a format that this version does not know")
     try:
-        at = len(_HEAD) + 1
+        at = len(head) + 1
         end = at + sealed[at - 1]
         key_id = sealed[at:end].decode("ascii")
         (size,) = struct.unpack_from(">H", sealed, end)

@@ -34,3 +34,7 @@ class NotEncrypted(SecurityError):
 
 class FormatUnknown(SecurityError):
     """A value is encrypted in a format that this version does not know: a newer one wrote it."""
+
+
+class KeyRingFixed(SecurityError):
+    """The key ring was handed to the process: whoever deploys it can change it, this process cannot."""

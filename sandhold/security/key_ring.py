@@ -3,6 +3,20 @@
 Every value is encrypted under a data key of its own, which lies beside it, wrapped by the primary key of the ring. A
 ring is `KeyRing`: a file or the environment here, a key management service elsewhere, which wraps and unwraps without
 ever giving a key away.
+
+A ring over such a service has three methods, and keeps these rules:
+
+- `primary` and `wrap` agree: what `wrap` returns names the key that wrapped it, and soon after the service has another
+  primary key `primary` names that one. Both are asked for each value: remember the answer for seconds, not for minutes.
+- `unwrap` is given that name back, whichever key is the primary one by then. It gives the data key only for the very
+  `context` that it was wrapped with: hand it to the service as its encryption context (additional authenticated data),
+  as a digest where it has to be short. An answer "this ciphertext is not valid" is Tampered, "no such key" or "the key
+  is disabled" is KeyUnknown; everything else (the service does not answer, permission is missing) is KeyRingUnusable,
+  which is tried again.
+- A key id is what the service calls one version of a key, of the letters that `is_key_id` takes. An id that moves on to
+  another version by itself, such as an alias, is none.
+- Each call may come from many tasks at once, and is cancelled with its task.
+- The service's own rotation is the rotation: `sandhold keys rotate --rewrap-only` then brings vault and storage over.
 """
 
 from __future__ import annotations

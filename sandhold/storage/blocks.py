@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
-async def in_blocks(pieces: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of `size`, each copied once; the last one is shorter, or the only one."""
+async def in_blocks(pieces: AsyncIterable[Buffer], size: int, *, ahead: int = 0) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of `size`, each copied once; the last one is shorter, or the only one.
+
+    The first one has as many bytes more as are `ahead`.
+    """
     held: list[memoryview] = []
-    weight = 0
+    weight = -ahead
     async for piece in pieces:
         view = memoryview(piece)
         while view:

@@ -87,6 +87,40 @@ class StorageRefused(StorageFault):
     )
 
 
+class StorageLocked(StorageRefused):
+    """The key of a session's storage is missing or altered, or is under a key that this process does not have."""
+
+    hint = (
+        "Tell the operator: the key ring has to hold the key under which the session's storage was encrypted, and "
+        "session.key has to lie beside it as it was written. Without it nothing can be read, nor stored there."
+    )
+
+
+class KeyRingAway(StorageFault):
+    """The key ring does not answer, or cannot be used now. That may pass."""
+
+    hint = "Tell the operator: the key ring that SANDHOLD_KEYRING names cannot be used."
+
+
+class StorageDamaged(StorageFault):
+    """What is stored is not what was stored there: altered, cut off, moved or put together. Repeating is no use."""
+
+    retryable = False
+    hint = "Tell the operator: somebody or something has changed what the session storage holds. Store it again."
+
+    def __init__(self, path: str, reason: str = "it was altered, cut off or moved") -> None:
+        super().__init__(f"{path} in session storage is damaged: {reason}")
+
+
+class StoredInTheClear(StorageDamaged):
+    """What is stored is not encrypted: a version before encryption has written it."""
+
+    hint = "Tell the operator: `sandhold storage encrypt` encrypts what a version before encryption has stored."
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "it is not encrypted, as if it were from before encryption")
+
+
 class StorageOfAnother(StorageFault):
     """What lies under a session's id was left by an earlier session of the same id."""
 

@@ -21,7 +21,7 @@ class Feed:
     """
 
     def __init__(self) -> None:
-        self._blocks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        self._blocks: asyncio.Queue[bytes | bytearray | None] = asyncio.Queue(1)
         self._broken = asyncio.Event()
         self._upload: asyncio.Future[object] | None = None
 
@@ -29,12 +29,12 @@ class Feed:
         """The upload that takes the blocks."""
         self._upload = asyncio.ensure_future(upload)
 
-    async def taken(self) -> AsyncIterator[bytes]:
+    async def taken(self) -> AsyncIterator[bytes | bytearray]:
         """What the upload reads. Raises WriteAbandoned."""
         while (block := await self._next()) is not None:
             yield block
 
-    async def give(self, block: bytes) -> None:
+    async def give(self, block: bytes | bytearray) -> None:
         """Pass a block on once the upload has room for it. Raises what ended the upload."""
         await self._while_uploading(self._blocks.put(block))
 
@@ -57,7 +57,7 @@ class Feed:
         if self._upload.done() and not self._upload.cancelled():
             self._upload.exception()  # It is ours: who left the context has an error of his own.
 
-    async def _next(self) -> bytes | None:
+    async def _next(self) -> bytes | bytearray | None:
         came = asyncio.ensure_future(self._blocks.get())
         broke = asyncio.ensure_future(self._broken.wait())
         either: set[asyncio.Future[Any]] = {came, broke}

@@ -1,4 +1,5 @@
-"""What a local folder needs beside obstore: listings in the order of a bucket, and an end to what is left unfinished.
+"""What a local folder needs beside obstore: listings in the order of a bucket, an end to what is left unfinished, and
+files that outlast a loss of power.
 
 obstore writes an object under its name with `#` and a number behind it, renames it once it is whole, and lists no such
 name (0.11).
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -73,3 +75,32 @@ def remove_unfinished(folder: Path, older_than_s: float, now: datetime) -> int:
                     left.unlink()
                     removed += 1
     return removed
+
+
+def make_durable(path: Path) -> None:
+    """Return once the file, and the folders that it came with, are on the disk. obstore leaves that to time (0.11)."""
+    for each in (path, *list(path.parents)[:3]):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace_durably(path: Path, data: bytes) -> bool:
+    """Put `data` in the place of a file, on the disk when this returns; whether there was one."""
+    unfinished = path.with_name(f"{path.name}#{secrets.randbelow(10**9)}")
+    try:
+        with unfinished.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if not path.exists():
+            return False
+        unfinished.replace(path)
+    except FileNotFoundError:
+        return False
+    finally:
+        unfinished.unlink(missing_ok=True)
+    make_durable(path)
+    return True

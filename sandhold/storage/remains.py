@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pydantic import ValidationError
 
 from sandhold.contracts.base import Message
-from sandhold.storage.errors import StorageError
+from sandhold.storage.errors import StorageDamaged, StorageError
 from sandhold.storage.objects import SessionObjects
 
 _MARK = "ended.json"
@@ -54,24 +54,29 @@ class Remains:
 
     async def mark(self) -> EndMark | None:
         """The mark of the session's end; None before somebody has noticed it. Raises MarkUnreadable."""
-        data = await self._objects.get(self.session_id, _MARK)
         try:
+            data = await self._objects.get(self.session_id, _MARK)
             return None if data is None else EndMark.model_validate_json(data)
         except ValidationError:
             raise MarkUnreadable(f"nobody can read {_MARK} of session {self.session_id!r}") from None
+        except StorageDamaged as error:
+            raise MarkUnreadable(f"nobody can read {_MARK} of session {self.session_id!r}: {error}") from None
 
     async def put_mark(self, mark: EndMark) -> None:
         await self._objects.put(self.session_id, _MARK, mark.model_dump_json().encode())
 
     async def last_written_at(self) -> datetime | None:
-        """When the newest object was written; None when there is none."""
+        """When the newest object was written, or where none is left the session's key; None when nothing is there."""
         newest = None
         async for each in self._objects.list(self.session_id):
             newest = each.modified_at if newest is None else max(newest, each.modified_at)
-        return newest
+        return newest or await self._objects.key_laid_at(self.session_id)
 
     async def remove(self, *, dry_run: bool) -> AsyncIterator[Batch]:
-        """Remove everything, the mark last, so that whoever is interrupted finds it again. A dry run only counts."""
+        """Remove everything; a dry run only counts.
+
+        The mark goes behind all else, so that whoever is interrupted finds it again, and the key that opens it last.
+        """
         paths: list[str] = []
         size = 0
         async for each in self._objects.list(self.session_id):
@@ -85,6 +90,7 @@ class Remains:
         yield await self._removed(paths, size, dry_run)
         if not dry_run:
             await self._objects.delete(self.session_id, [_MARK])
+            await self._objects.remove_key(self.session_id)
 
     async def _removed(self, paths: list[str], size: int, dry_run: bool) -> Batch:
         if paths and not dry_run:

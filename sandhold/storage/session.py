@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pydantic import JsonValue
 
 from sandhold.contracts.calls import StorageRef, json_bytes
+from sandhold.security import KeyRing
 from sandhold.storage.claims import Claims, Lookup
 from sandhold.storage.errors import DocumentMissing, StorageError
 from sandhold.storage.files import FileStore
@@ -28,9 +29,12 @@ class SessionStorage:
         self.usage = Usage(objects)
 
     @classmethod
-    def open(cls, url: str) -> SessionStorage:
-        """Open the storage at `url`; a local folder (`file:///...`) is made when it is missing. Raises ValueError."""
-        return cls(SessionObjects.open(url))
+    def open(cls, url: str, ring: KeyRing) -> SessionStorage:
+        """Open the storage at `url`, encrypted under `ring`; a local folder (`file:///...`) is made when it is missing.
+
+        Raises ValueError.
+        """
+        return cls(SessionObjects.open(url, ring))
 
     def guarded(self, lookup: Lookup) -> SessionStorage:
         """The same storage for those who work for sessions: what an earlier session of the same id left is refused.

@@ -15,12 +15,13 @@ from tests.activities.provider_under_test import ProviderUnderTest
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona, running_local_daytona
 from tests.s3_server import S3Server
+from tests.stack import RING
 
 
 @pytest.fixture(scope="session")
 async def any_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProviderUnderTest]:
     folder = tmp_path_factory.mktemp("activities")
-    storage = SessionStorage.open((folder / "storage").as_uri())
+    storage = SessionStorage.open((folder / "storage").as_uri(), RING)
     if os.environ.get("DAYTONA_API_KEY"):
         provider = ProviderUnderTest(Settings.load(), storage, None)
         try:
@@ -40,7 +41,7 @@ async def any_provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 @pytest.fixture(scope="session")
 def s3_provider(any_provider: ProviderUnderTest, s3_server: S3Server) -> ProviderUnderTest:
     """The same provider with a bucket as its session storage."""
-    return any_provider.with_storage(SessionStorage.open(s3_server.new_place()))
+    return any_provider.with_storage(SessionStorage.open(s3_server.new_place(), RING))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from sandhold.contracts.steps import CommandPlace, CommandProgress, SandboxRef, 
 from sandhold.contracts.tools import ExecResult
 from sandhold.storage import SegmentWriter, SessionStorage, Stream
 from sandhold.storage.segments import SEGMENT_BYTES
+from tests.stack import RING
 
 pytestmark = pytest.mark.storage("folder", "s3")
 
@@ -26,7 +27,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def storage(storage_url: str) -> SessionStorage:
-    return SessionStorage.open(storage_url)
+    return SessionStorage.open(storage_url, RING)
 
 
 def place(**changes: Any) -> CommandPlace:

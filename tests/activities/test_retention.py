@@ -20,10 +20,15 @@ from sandhold.client import Session
 from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, session_workflow_id
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.schedules import ensure_schedules
+from sandhold.security.key_document import KeyDocument
+from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.storage import SessionStorage
 from sandhold.storage.claims import CLAIM, Claim
+from sandhold.storage.objects import SessionObjects
+from sandhold.storage.raw import RawObjects
 from sandhold.storage.remains import EndMark, Remains
-from tests.stack import Stack
+from sandhold.storage.session_keys import SESSION_KEY
+from tests.stack import RING, Stack
 from tests.workflows.waiting import eventually
 
 pytestmark = pytest.mark.storage("folder", "s3")
@@ -34,7 +39,7 @@ OLD = timedelta(days=400)
 @pytest.fixture
 def storage(storage_url: str) -> SessionStorage:
     """A storage of its own: that of the stack is full of other tests' sessions."""
-    return SessionStorage.open(storage_url)
+    return SessionStorage.open(storage_url, RING)
 
 
 async def clean(
@@ -46,7 +51,9 @@ async def clean(
     environment: ActivityEnvironment | None = None,
     client: Client | None = None,
 ) -> StorageCleaned:
-    retention = RetentionActivities(client or stack.temporal, storage, stack.deployment, settled_after=settled_after)
+    retention = RetentionActivities(
+        client or stack.temporal, storage, stack.deployment, stack.vault, settled_after=settled_after
+    )
     cleaned: StorageCleaned = await (environment or ActivityEnvironment()).run(
         retention.clean_storage, CleanStorageStep(dry_run=dry_run)
     )
@@ -184,6 +191,39 @@ async def test_what_an_earlier_session_of_the_id_left_is_kept_as_long_as_that_on
     assert (await clean(stack, storage)).kept_for_now == 2
     assert await Remains(storage.objects, marked).mark() == mark
     assert await left(storage) == {marked, claimed}
+
+
+async def test_what_nobody_has_the_key_of_is_kept_and_holds_up_no_other(
+    stack: Stack, storage: SessionStorage, storage_url: str
+) -> None:
+    lost, foreign, due = [await ended(stack, keep_days=0.0) for _ in range(3)]
+    await with_content(storage, lost, due)
+    await with_content(SessionStorage.open(storage_url, EnvironmentKeyRing(KeyDocument.new().dump())), foreign)
+    await RawObjects.open(storage_url).delete([f"sessions/{lost}/{SESSION_KEY}"])
+    # A worker that has not seen the key before.
+    cleaned = await clean(stack, SessionStorage.open(storage_url, RING))
+    assert (cleaned.removed, cleaned.kept_unreadable) == ([due], 2)
+    assert sorted(cleaned.unreadable) == sorted([lost, foreign])
+    assert await left(storage) == {lost, foreign}
+
+
+async def test_a_key_that_an_interrupted_removal_left_goes_with_the_next(
+    stack: Stack, storage: SessionStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = await ended(stack, keep_days=0.0)
+    await with_content(storage, known, "nobodys", "fresh")
+    for session_id in (known, "nobodys", "fresh"):
+        await storage.delete(session_id, "files/a")
+    key_laid_at = SessionObjects.key_laid_at
+
+    async def earlier(objects: SessionObjects, session_id: str) -> datetime | None:
+        moment = await key_laid_at(objects, session_id)
+        return moment - OLD if moment and session_id == "nobodys" else moment
+
+    monkeypatch.setattr(SessionObjects, "key_laid_at", earlier)
+    cleaned = await clean(stack, storage)
+    assert (sorted(cleaned.removed), cleaned.kept_for_now) == (sorted([known, "nobodys"]), 1)
+    assert await left(storage) == {"fresh"}
 
 
 async def test_in_anothers_storage_the_unknown_stays(

@@ -15,13 +15,14 @@ from sandhold.contracts.policy import Policy
 from sandhold.contracts.sessions import SessionStart
 from sandhold.storage import SessionStorage
 from sandhold.storage.remains import EndMark, Remains
+from tests.stack import RING
 
 pytestmark = pytest.mark.storage("folder", "s3")
 
 
 @pytest.fixture
 def storage(storage_url: str) -> SessionStorage:
-    return SessionStorage.open(storage_url)
+    return SessionStorage.open(storage_url, RING)
 
 
 @pytest.fixture

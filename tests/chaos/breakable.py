@@ -24,7 +24,7 @@ from sandhold.settings import Settings
 from sandhold.temporal import TemporalUnreachable, connect
 from tests.local_daytona_server import CHECKOUT, running_local_daytona
 from tests.session_folder import SessionFolder
-from tests.stack import Stack, environment_of, histories, replayer, running_stack
+from tests.stack import CONVERTER, Stack, environment_of, histories, replayer, running_stack
 
 READY_WITHIN_S = 90.0
 RENEWED_AT_EVENTS = 200
@@ -113,7 +113,7 @@ class TemporalServer(Part):
         try:
             while process.returncode is None:
                 with contextlib.suppress(TemporalUnreachable):
-                    await connect(self.settings)
+                    await connect(self.settings, converter=CONVERTER)
                     self._is_ready()
                     return await process.wait()
                 await asyncio.sleep(0.05)
@@ -222,7 +222,7 @@ async def breakable_stack(
         resources.push_async_callback(temporal.kill)
         daytona_starts = resources.enter_async_context(running_local_daytona(data_dir / "daytona"))
         _, daytona = await asyncio.gather(temporal.start(), daytona_starts)
-        client = await connect(temporal.settings, retries=NO_RETRIES)
+        client = await connect(temporal.settings, converter=CONVERTER, retries=NO_RETRIES)
         stack = await resources.enter_async_context(
             running_stack(client, daytona, data_dir, task_queue="sandhold-chaos", workers=False)
         )

@@ -22,7 +22,7 @@ from sandhold.storage import SessionStorage
 from sandhold.storage.claims import CLAIM
 from tests.cli.process import COMMAND, finished, sandhold, started
 from tests.s3_server import S3Server
-from tests.stack import Stack, environment_of
+from tests.stack import RING, Stack, environment_of
 
 pytestmark = pytest.mark.storage("folder", "s3")
 
@@ -249,7 +249,7 @@ async def test_an_interrupted_copy_leaves_nothing(
     assert put.stdin is not None
     put.stdin.write(DATA)
     await put.stdin.drain()
-    storage = SessionStorage.open(stack.settings.storage_location)
+    storage = SessionStorage.open(stack.settings.storage_location, RING)
     async with asyncio.timeout(30):
         while not [each async for each in storage.objects.list(session.session_id, "reservations")]:
             await asyncio.sleep(0.05)

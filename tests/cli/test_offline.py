@@ -21,6 +21,7 @@ from sandhold.contracts.names import MODEL_TOOLS, ToolName
 from sandhold.contracts.tools import ARGUMENTS
 from tests.cli.process import finished, plain_environment, started
 from tests.cli.process import sandhold as run
+from tests.stack import KEY_RING
 
 WRONG = [
     ["nonsense"],
@@ -46,7 +47,9 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     return plain_environment(
-        SANDHOLD_TEMPORAL_ADDRESS=f"127.0.0.1:{port}", SANDHOLD_DATA_DIR=str(tmp_path_factory.mktemp("nowhere"))
+        SANDHOLD_TEMPORAL_ADDRESS=f"127.0.0.1:{port}",
+        SANDHOLD_DATA_DIR=str(tmp_path_factory.mktemp("nowhere")),
+        SANDHOLD_KEYRING=KEY_RING,
     )
 
 
@@ -155,6 +158,19 @@ async def test_a_process_says_the_same(nowhere: dict[str, str]) -> None:
     )
     assert [each.code for each in ended] == [4, 2]
     assert [each.document["error"]["code"] for each in ended] == ["temporal_unreachable", "usage"]
+
+
+@pytest.mark.parametrize(
+    ("keyring", "error"), [("", "key_ring_missing"), ("{}", "key_ring_unusable")], ids=["missing", "wrong"]
+)
+async def test_without_a_key_no_command_that_needs_temporal_begins(
+    nowhere: dict[str, str], keyring: str, error: str
+) -> None:
+    env = {**nowhere, "SANDHOLD_KEYRING": keyring}
+    for arguments in (["session", "list"], ["call", "one", "daytona_exec"], ["setup"], ["files", "one", "ls"]):
+        ended = await run("--json", *arguments, env=env)
+        assert (ended.code, ended.document["error"]["code"]) == (2, error)
+        assert "key ring" in ended.err
 
 
 async def test_help_lists_every_command(nowhere: dict[str, str]) -> None:

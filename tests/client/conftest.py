@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
+from pydantic import SecretStr
 from temporalio.client import Client, WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
@@ -25,6 +26,7 @@ from tests.client.speakers import (
     SpeakingSessionStart,
     on_the_books,
 )
+from tests.stack import KEY_RING
 
 QUEUE = "client-tests"
 _numbers = itertools.count(1)
@@ -65,6 +67,7 @@ class Speakers:
 async def client_settings(temporal: WorkflowEnvironment, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return Settings(
         data_dir=tmp_path_factory.mktemp("client"),
+        keyring=SecretStr(KEY_RING),
         temporal_address=temporal.client.service_client.config.target_host,
         task_queue=QUEUE,
     )

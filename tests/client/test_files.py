@@ -11,7 +11,7 @@ from sandhold.client import Sandhold, Session, SessionEnded, SessionNotFound
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.storage.remains import EndMark, Remains
 from sandhold.storage.session import SessionStorage
-from tests.stack import Stack
+from tests.stack import RING, Stack
 
 pytestmark = pytest.mark.storage("folder", "s3")
 
@@ -73,7 +73,7 @@ async def test_files_outlive_what_temporal_remembers_and_nothing_else_is_a_sessi
     for work in (paths(forgotten), forgotten.files.read("kept"), forgotten.files.write("a", b"1")):
         with pytest.raises(SessionNotFound):
             await work
-    storage = SessionStorage.open(stack.settings.storage_location)
+    storage = SessionStorage.open(stack.settings.storage_location, RING)
     await storage.put_bytes("long-forgotten", "files/kept", b"1")
     session = await stack.open()
     status = await session.status()
@@ -119,7 +119,7 @@ async def test_a_command_goes_on_when_its_output_has_no_room(stack: Stack) -> No
     assert kept == (b"0123456789abcde\n" * 400_000)[: len(kept)]
     assert MIB <= len(kept) <= 3 * MIB
     assert (await session.exec("box", "ls done")).exit_code == 0
-    fresh = SessionStorage.open(stack.settings.storage_location)
+    fresh = SessionStorage.open(stack.settings.storage_location, RING)
     assert await fresh.usage.held(session.session_id) <= 3 * MIB + 64 * 1024  # and the result beside
 
 
@@ -146,7 +146,7 @@ async def test_a_session_that_nobody_knows_is_not_told_as_missing_while_storage_
 
 
 async def test_a_mark_that_nobody_can_read_tells_all_the_same_that_there_was_a_session(stack: Stack) -> None:
-    storage = SessionStorage.open(stack.settings.storage_location)
+    storage = SessionStorage.open(stack.settings.storage_location, RING)
     await storage.put_bytes("marked-badly", "files/kept", b"1")
     await storage.put_bytes("marked-badly", "ended.json", b"")
     forgotten = stack.sandhold.session("marked-badly")

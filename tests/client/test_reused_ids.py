@@ -11,13 +11,13 @@ from sandhold.client import Sandhold, Session, SessionEnded
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.storage import SessionStorage
 from sandhold.storage.remains import EndMark, Remains
-from tests.stack import Stack
+from tests.stack import RING, Stack
 
 
 async def left_by_alice(stack: Stack) -> str:
     """The id of a session of Alice's that ended five days ago, and that Temporal does not know."""
     session_id = f"team-build-{uuid.uuid4().hex[:8]}"
-    storage = SessionStorage.open(stack.settings.storage_location)
+    storage = SessionStorage.open(stack.settings.storage_location, RING)
     await storage.put_bytes(session_id, "files/secret", b"alice's")
     await storage.put_bytes(session_id, f"calls/old/stdout/{0:020}", b"alice's output")
     ended_at = datetime.now(UTC) - timedelta(days=5)
@@ -86,7 +86,7 @@ async def test_a_result_that_another_sessions_storage_would_have_to_hold_is_a_ty
     assert envelope.error is not None
     assert (envelope.error.ambiguous, envelope.error.retryable) == (True, False)
     assert "earlier session" in envelope.error.message
-    storage = SessionStorage.open(stack.settings.storage_location)
+    storage = SessionStorage.open(stack.settings.storage_location, RING)
     left = [each.path async for each in storage.objects.list(session.session_id)]
     assert left == [f"calls/old/stdout/{0:020}", "ended.json", "files/secret"]
 
@@ -98,4 +98,4 @@ async def test_a_call_to_no_session_leaves_nothing_in_storage(stack: Stack) -> N
     )
     assert envelope.error is not None
     assert envelope.error.code is ErrorCode.SESSION_NOT_FOUND
-    assert session_id not in await SessionStorage.open(stack.settings.storage_location).objects.sessions()
+    assert session_id not in await SessionStorage.open(stack.settings.storage_location, RING).objects.sessions()

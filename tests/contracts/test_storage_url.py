@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sandhold.contracts.storage_url import local_folder
 from sandhold.settings import Settings
 from sandhold.storage import SessionStorage
+from tests.stack import RING
 
 
 @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/prefix", "file:///data/a%23b"])
@@ -49,4 +50,4 @@ def test_what_would_be_read_otherwise_is_refused(url: str) -> None:
         Settings(storage_url=url)
     assert "must " in str(refusal.value)
     with pytest.raises(ValueError, match="must "):
-        SessionStorage.open(url)
+        SessionStorage.open(url, RING)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import WorkflowHistory
 
+from sandhold.temporal import PLAIN_CONVERTER
 from tests.replay.fingerprints import FILE, fingerprint, fingerprints
 from tests.replay.scenarios import SCENARIOS
 from tests.stack import replayer
@@ -18,7 +19,9 @@ RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 async def test_recorded_histories_replay(path: Path) -> None:
     document = json.loads(path.read_text())
-    await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
+    await replayer(PLAIN_CONVERTER).replay_workflow(
+        WorkflowHistory.from_json(document["workflow_id"], document["history"])
+    )
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -37,7 +40,9 @@ async def test_a_changed_order_of_commands_would_be_noticed() -> None:
     )
     document = json.loads(text)
     with pytest.raises(Exception, match=r"(?i)nondeterminism"):
-        await replayer().replay_workflow(WorkflowHistory.from_json(document["workflow_id"], document["history"]))
+        await replayer(PLAIN_CONVERTER).replay_workflow(
+            WorkflowHistory.from_json(document["workflow_id"], document["history"])
+        )
 
 
 def test_the_workflow_code_is_the_one_that_was_reviewed_with_its_histories() -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from sandhold.security import KeyRing
 from sandhold.storage import FileStore, SessionStorage
+from sandhold.storage.raw import RawObjects
 from tests.s3_server import S3Server
+from tests.stack import RING
 
 SESSION = "s-1"
 
@@ -35,9 +38,24 @@ class Place:
             return self.server.unfinished_uploads(self.bucket)
         return sum(1 for path in self.folder().rglob("*#*") if path.is_file())
 
-    def open(self) -> SessionStorage:
+    def open(self, ring: KeyRing = RING) -> SessionStorage:
         """The storage as another process would see it."""
-        return SessionStorage.open(self.url)
+        return SessionStorage.open(self.url, ring)
+
+    async def stored(self, path: str, session_id: str = SESSION) -> bytes:
+        """What the store holds of an object."""
+        return bytes(await RawObjects.open(self.url).get(f"sessions/{session_id}/{path}", path))
+
+    async def store(self, path: str, data: bytes, session_id: str = SESSION) -> None:
+        """Have the store hold this, as whoever owns the disk or the bucket can."""
+        await RawObjects.open(self.url).put(f"sessions/{session_id}/{path}", path, data)
+
+    async def take_away(self, path: str, session_id: str = SESSION) -> None:
+        await RawObjects.open(self.url).delete([f"sessions/{session_id}/{path}"])
+
+    async def keys(self) -> list[str]:
+        """The names of all that lies in the store."""
+        return [each.path async for page in RawObjects.open(self.url).list("sessions") for each in page]
 
 
 @pytest.fixture(params=["folder", "s3"], scope="module")

@@ -17,6 +17,7 @@ from obstore.exceptions import GenericError
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.storage import Quota, SessionStorage
 from sandhold.storage.errors import StorageError, StorageFull, StorageRefused, StorageUnavailable
+from tests.stack import RING
 from tests.storage.conftest import SESSION, Place
 
 SECRETS = ("AKIACANARY", "AWS4-HMAC", "canary-bucket", "127.0.0.1", "Debug source", "prefix")
@@ -79,7 +80,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[SessionStorage]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
     Thread(target=server.serve_forever, daemon=True).start()
     at_bucket(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-    yield SessionStorage.open("s3://canary-bucket/prefix")
+    yield SessionStorage.open("s3://canary-bucket/prefix", RING)
     server.shutdown()
     server.server_close()
 
@@ -140,7 +141,7 @@ async def test_a_storage_that_does_not_answer_may_be_tried_again(monkeypatch: py
         broken()
 
     at_bucket(monkeypatch, "http://127.0.0.1:9")
-    storage = SessionStorage.open("s3://canary-bucket/prefix")
+    storage = SessionStorage.open("s3://canary-bucket/prefix", RING)
     monkeypatch.setattr(obstore, "list", broken)
     for name in ("get_async", "put_async", "head_async", "delete_async", "list_with_delimiter_async"):
         monkeypatch.setattr(obstore, name, broken_later)
@@ -154,7 +155,7 @@ async def test_a_storage_that_does_not_answer_may_be_tried_again(monkeypatch: py
 async def test_a_bucket_that_does_not_exist_is_no_missing_file(place: Place) -> None:
     if place.server is None:
         pytest.skip("a folder is made when it is missing")
-    storage = SessionStorage.open("s3://no-such-bucket/prefix")
+    storage = SessionStorage.open("s3://no-such-bucket/prefix", RING)
     for work in (listed, read, OBJECT_WORK["put"], OBJECT_WORK["get"]):
         with pytest.raises((ToolFailure, StorageError)) as failure:
             await work(storage)
@@ -179,7 +180,7 @@ async def test_a_folder_that_may_not_be_read_is_a_refusal(tmp_path: Path, monkey
     def denied(path: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
 
-    storage = SessionStorage.open(tmp_path.as_uri())
+    storage = SessionStorage.open(tmp_path.as_uri(), RING)
     monkeypatch.setattr(os, "scandir", denied)  # The tests may be root's, whom no mode keeps out.
     with pytest.raises(ToolFailure) as failure:
         await listed(storage)

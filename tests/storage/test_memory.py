@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from tests.stack import KEY_RING
 from tests.storage.conftest import Place
 
 MIB = 1024 * 1024
@@ -16,7 +17,10 @@ GROWTH_MIB = 64
 PROGRAM = f"""
 import asyncio, os, sys
 from pathlib import Path
+from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.storage import Quota, SessionStorage
+
+RING = EnvironmentKeyRing(os.environ["SANDHOLD_KEYRING"])
 
 def peak():
     return next(int(line.split()[1]) // 1024 for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
@@ -26,7 +30,7 @@ async def pieces(mib):
         yield bytes([number % 251]) * 1048576
 
 async def main(url):
-    files = SessionStorage.open(url).files("s-1")
+    files = SessionStorage.open(url, RING).files("s-1")
     quota = Quota(2**40, 2**40)
     await files.write("small", pieces(1), quota)
     before = peak()
@@ -44,13 +48,16 @@ asyncio.run(main(sys.argv[1]))
 FLAT_FOLDER = """
 import asyncio, os, sys
 from pathlib import Path
+from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.storage import SessionStorage
+
+RING = EnvironmentKeyRing(os.environ["SANDHOLD_KEYRING"])
 
 def peak():
     return next(int(line.split()[1]) // 1024 for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
 
 async def main(url):
-    storage = SessionStorage.open(url)
+    storage = SessionStorage.open(url, RING)
     await storage.put_bytes("s-2", "files/folder/file", b"1")
     assert await storage.usage.held("s-2") == 1
     before = peak()
@@ -82,7 +89,12 @@ async def test_a_folder_of_many_files_is_counted_in_little_memory(tmp_path: Path
 
 async def growth_mib(program: str, url: str) -> int:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, url, stdout=asyncio.subprocess.PIPE, env=os.environ
+        sys.executable,
+        "-c",
+        program,
+        url,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "SANDHOLD_KEYRING": KEY_RING},
     )
     out, _ = await process.communicate()
     assert process.returncode == 0

@@ -13,6 +13,7 @@ from sandhold.contracts.names import call_folder
 from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage
 from sandhold.storage import segments as segments_module
 from sandhold.storage.segments import SEGMENT_BYTES, Extent, segment_path
+from tests.stack import RING
 
 SESSION = "s-1"
 
@@ -73,7 +74,7 @@ async def test_a_stream_is_seen_while_it_grows(storage: SessionStorage) -> None:
 async def test_any_bytes_come_back_from_any_offset(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes | int], offset: int, limit: int, data: st.DataObject
 ) -> None:
-    storage = SessionStorage.open(tmp_path_factory.mktemp("store").as_uri())
+    storage = SessionStorage.open(tmp_path_factory.mktemp("store").as_uri(), RING)
     stream = b""
     new = writer(storage)
     for piece in pieces:

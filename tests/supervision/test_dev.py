@@ -43,11 +43,11 @@ def _restarted(dev: Dev, part: str, old: int) -> bool:
 
 async def test_every_address_is_told_and_kept_in_the_stack_file(dev: Dev) -> None:
     stack = dev.stack()
-    assert set(stack["pids"]) == {"dev", "temporal", "daytona", "worker"}
+    assert set(stack["pids"]) == {"dev", "temporal", "daytona", "worker", "console"}
     assert stack["pids"]["dev"] == dev.process.pid
-    for address in (stack["temporal_address"], stack["ui_url"], stack["daytona_api_url"], str(dev.data_dir)):
-        assert address in dev.text()
-    client = await connect(Settings(temporal_address=stack["temporal_address"]))
+    for name in ("temporal_address", "ui_url", "daytona_api_url", "console_url", "data_dir"):
+        assert stack[name] in dev.text()
+    client = await connect(Settings(data_dir=dev.data_dir, temporal_address=stack["temporal_address"]))
     assert client.namespace == "default"
 
 
@@ -120,7 +120,7 @@ def test_an_interrupt_during_the_start_leaves_nothing(tmp_path: Path) -> None:
 async def test_a_killed_dev_takes_everything_with_it_and_the_next_one_goes_on_from_its_data(tmp_path: Path) -> None:
     with dev_process(tmp_path / "data", *SERVERS_ONLY) as dev:
         dev.until_ready()
-        client = await connect(Settings(temporal_address=dev.stack()["temporal_address"]))
+        client = await connect(Settings(data_dir=dev.data_dir, temporal_address=dev.stack()["temporal_address"]))
         await client.start_workflow("Kept", id="kept", task_queue="nobody")
         inside = await _sandbox_with_a_command(dev)
         processes = dev.descendants()
@@ -130,7 +130,7 @@ async def test_a_killed_dev_takes_everything_with_it_and_the_next_one_goes_on_fr
         wait_until(lambda: not [process for process in processes if process.alive], lambda: str(processes))
     with dev_process(tmp_path / "data", *SERVERS_ONLY) as dev:
         dev.until_ready()
-        client = await connect(Settings(temporal_address=dev.stack()["temporal_address"]))
+        client = await connect(Settings(data_dir=dev.data_dir, temporal_address=dev.stack()["temporal_address"]))
         kept = await client.get_workflow_handle("kept").describe()
         assert kept.status is WorkflowExecutionStatus.RUNNING
         async with _provider(dev) as provider:

@@ -25,7 +25,7 @@ from sandhold.contracts.steps import (
     TellInterruptedStep,
 )
 from sandhold.contracts.tools import CreateSandboxArguments
-from sandhold.temporal import DATA_CONVERTER
+from sandhold.temporal import PLAIN_CONVERTER
 from tests.stack import Stack
 from tests.workflows.calls import call_ok, creates
 from tests.workflows.commands import command, rows
@@ -72,7 +72,7 @@ PLACES = [place(number) for number in range(COMMANDS_LIMIT)]
 
 def size_of(message: Message) -> int:
     """As it travels."""
-    [payload] = DATA_CONVERTER.payload_converter.to_payloads([message])
+    [payload] = PLAIN_CONVERTER.payload_converter.to_payloads([message])
     return len(payload.data)
 
 

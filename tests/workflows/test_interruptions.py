@@ -10,7 +10,7 @@ from temporalio.exceptions import ApplicationError
 from activities.interruptions import InterruptionActivities
 from sandhold.client import Session
 from sandhold.storage import SessionStorage
-from tests.stack import Stack
+from tests.stack import RING, Stack
 from tests.workflows.calls import creates, exec_ok
 from tests.workflows.commands import command, rows
 from tests.workflows.waiting import eventually
@@ -24,7 +24,7 @@ SCRIPT = "echo begun; seq 3000; echo 'fatal: no such branch' >&2; sleep 1000"
 async def runs(stack: Stack, session: Session, box: str, script: str = SCRIPT) -> str:
     """The id of a command in the background whose output is in storage, as far as there is any by now."""
     call_id = str((await exec_ok(session, box, script, background=True))["call_id"])
-    storage = SessionStorage.open(stack.settings.storage_location)
+    storage = SessionStorage.open(stack.settings.storage_location, RING)
 
     async def stored() -> bytes:
         return await storage.read_output(session.session_id, call_id, "stderr", 0, 100)

@@ -23,6 +23,7 @@ class StackOptions:
     temporal_port: int | None = None
     ui_port: int | None = None
     daytona_port: int | None = None
+    console_port: int | None = None
     usual_ports: bool = True
     """False takes free ports even where the usual ones are free, to leave those to others."""
     fresh: bool = False

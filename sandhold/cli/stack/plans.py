@@ -24,7 +24,9 @@ HOSTED_DAYTONA = "https://app.daytona.io/api"
 LOCAL_PROVIDER_TIMES = {"SANDHOLD_ABSENCE_CONFIRM_S": "0.2", "SANDHOLD_CREATE_SETTLE_S": "1.0"}
 
 
-def temporal_plan(settings: Settings, *, port: int, ui_port: int, data_dir: Path) -> PartPlan:
+def temporal_plan(
+    settings: Settings, *, port: int, ui_port: int, data_dir: Path, codec_endpoint: str | None = None
+) -> PartPlan:
     """Temporal's development server, with its database in the data folder."""
     try:
         program = temporal_program()
@@ -40,7 +42,11 @@ def temporal_plan(settings: Settings, *, port: int, ui_port: int, data_dir: Path
         return True
 
     arguments = dev_server_arguments(
-        port=port, ui_port=ui_port, database=data_dir / "temporal.db", namespace=settings.temporal_namespace
+        port=port,
+        ui_port=ui_port,
+        database=data_dir / "temporal.db",
+        namespace=settings.temporal_namespace,
+        codec_endpoint=codec_endpoint,
     )
     return PartPlan(
         name="temporal",
@@ -65,6 +71,29 @@ def daytona_plan(*, port: int, data_dir: Path) -> PartPlan:
         name="daytona",
         command=on_port(port),
         env=os.environ,
+        cwd=REPOSITORY,
+        ready_within_s=60,
+        stop_within_s=10,
+        restart_after_at_most_s=5,
+        restart_command=lambda url: on_port(urlsplit(url).port or port),
+    )
+
+
+def console_plan(settings: Settings, *, port: int) -> PartPlan:
+    """The console, on loopback. It learns from the stack's file where the Web UI is."""
+
+    def on_port(number: int) -> list[str]:
+        return [sys.executable, "-m", "sandhold.cli", "console", "--port", str(number)]
+
+    return PartPlan(
+        name="console",
+        command=on_port(port),
+        env={
+            **os.environ,
+            "SANDHOLD_DATA_DIR": str(settings.data_dir),
+            "SANDHOLD_CONSOLE_ADDRESS": "127.0.0.1:0",
+            "SANDHOLD_CONSOLE_UI_ORIGINS": "",
+        },
         cwd=REPOSITORY,
         ready_within_s=60,
         stop_within_s=10,

@@ -19,6 +19,7 @@ from sandhold.cli.stack.options import StackOptions
 from sandhold.cli.stack.part import Part, PartPlan
 from sandhold.cli.stack.plans import (
     HOSTED_DAYTONA,
+    console_plan,
     daytona_plan,
     local_daytona_key,
     temporal_plan,
@@ -31,6 +32,7 @@ from sandhold.settings import Settings
 
 USUAL_TEMPORAL_PORT = 7233
 USUAL_UI_PORT = 8233
+USUAL_CONSOLE_PORT = 8234
 _PORT_ATTEMPTS = 3
 
 Told = Callable[[str, str], None]
@@ -50,6 +52,7 @@ class Stack:
         self.settings = settings.model_copy(update={"data_dir": self.folder.path})
         self.parts: dict[str, Part] = {}
         self.ui_url: str | None = None
+        self.console_url: str | None = None
         self.local_provider = False
         self._guard: Guard | None = None
         self._held = ExitStack()
@@ -64,7 +67,7 @@ class Stack:
                 self.folder.clear()
             self._have_key_ring()
             self._guard = Guard.start(self.folder.stack_file, self.folder.lock)
-            await _together(self._start_temporal(), self._start_daytona())
+            await _together(self._start_console_and_temporal(), self._start_daytona())
             if "worker" not in self._options.without:
                 numbers = range(1, self._options.workers + 1)
                 plans = [self._worker_plan(number) for number in numbers]
@@ -104,6 +107,14 @@ class Stack:
         except SecurityError as error:
             raise StackFailed(str(error)) from error
 
+    async def _start_console_and_temporal(self) -> None:
+        """One after the other: the Web UI is told where the console is."""
+        if "console" not in self._options.without:
+            usual = USUAL_CONSOLE_PORT if self._options.usual_ports else None
+            port = choose_port("the console", asked=self._options.console_port, usual=usual)
+            self.console_url = (await self._start(console_plan(self.settings, port=port))).url
+        await self._start_temporal()
+
     async def _start_temporal(self) -> None:
         if "temporal" in self._options.without:
             return
@@ -115,7 +126,15 @@ class Stack:
                 "Temporal's Web UI", asked=self._options.ui_port, usual=USUAL_UI_PORT if usual else None
             )
             try:
-                await self._start(temporal_plan(self.settings, port=port, ui_port=ui_port, data_dir=self.folder.path))
+                await self._start(
+                    temporal_plan(
+                        self.settings,
+                        port=port,
+                        ui_port=ui_port,
+                        data_dir=self.folder.path,
+                        codec_endpoint=self.console_url,
+                    )
+                )
             except PartFailed as failure:
                 # A port that was free a moment ago can be taken now; chosen ports are chosen again.
                 if "address already in use" not in failure.log_tail or attempt == _PORT_ATTEMPTS:
@@ -169,6 +188,7 @@ class Stack:
             {
                 "temporal_address": self.settings.temporal_address,
                 "ui_url": self.ui_url,
+                "console_url": self.console_url,
                 "daytona_api_url": self.settings.daytona_api_url,
                 "pids": pids,
                 "health_urls": health,

@@ -43,14 +43,22 @@ def dev_server_tuning() -> list[str]:
 
 
 def dev_server_arguments(
-    *, port: int, ui_port: int | None, database: Path | None, namespace: str = "default"
+    *,
+    port: int,
+    ui_port: int | None,
+    database: Path | None,
+    namespace: str = "default",
+    codec_endpoint: str | None = None,
 ) -> list[str]:
     """Arguments of the development server, for loopback only.
 
-    Without `ui_port` there is no Web UI; without `database` everything is forgotten at the end.
+    Without `ui_port` there is no Web UI; without `database` everything is forgotten at the end. The Web UI asks
+    `codec_endpoint` for clear text where a browser has no other one.
     """
     arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port)]
     arguments += ["--headless"] if ui_port is None else ["--ui-port", str(ui_port)]
+    if codec_endpoint is not None:
+        arguments += ["--ui-codec-endpoint", codec_endpoint]
     if namespace != "default":
         arguments += ["--namespace", namespace]
     if database is not None:

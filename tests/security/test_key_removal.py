@@ -1,0 +1,303 @@
+"""A key is turned under a running deployment, and goes only when no value and no history can need it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from temporalio import workflow
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from sandhold.client import Session
+from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, SESSION_WORKFLOW
+from sandhold.schedules import ensure_schedules
+from sandhold.security import removal, rotation
+from sandhold.security.executions import OUR_WORKFLOWS, Executions, Span, keys_in
+from sandhold.security.key_document import KeyDocument, RingKey
+from sandhold.security.key_rings import FileKeyRing
+from sandhold.security.removal import Times
+from sandhold.temporal import data_converter
+from tests.cli.process import Finished
+from tests.cli.process import sandhold as run
+from tests.local_daytona_server import LocalDaytona
+from tests.stack import Stack, environment_of, replayer, running_stack, running_temporal
+from tests.workflows.calls import creates, exec_ok
+from tests.workflows.waiting import eventually
+
+
+@dataclass
+class Deployment:
+    """A whole deployment whose key ring is in a file."""
+
+    stack: Stack
+    ring: FileKeyRing
+    temporal: Client
+    environment: dict[str, str] = field(repr=False)
+
+    @property
+    def primary(self) -> str:
+        return self.ring.document().primary.id
+
+    async def keys(self, *arguments: str) -> Finished:
+        return await run("--json", "keys", *arguments, env=self.environment)
+
+    async def ok(self, *arguments: str) -> Any:
+        finished = await self.keys(*arguments)
+        assert finished.code == 0, finished
+        return finished.document
+
+    async def runs(self, query: str = "") -> list[WorkflowExecution]:
+        listed = self.temporal.list_workflows(query)
+        return [WorkflowExecution(workflow_id=each.id, run_id=each.run_id) async for each in listed]
+
+    async def first_keys(self, workflow_id: str) -> set[str]:
+        """The keys under which the payloads are with which the present run began."""
+        events = self.temporal.get_workflow_handle(workflow_id).fetch_history_events(page_size=1)
+        return keys_in(await anext(events))
+
+    async def delete(self, execution: WorkflowExecution) -> None:
+        request = DeleteWorkflowExecutionRequest(namespace=self.temporal.namespace, workflow_execution=execution)
+        with contextlib.suppress(RPCError):  # Deleted already, and listed a little longer.
+            await self.temporal.workflow_service.delete_workflow_execution(request)
+
+    async def delete_all(self) -> None:
+        """Have Temporal forget every execution."""
+
+        async def left() -> int:
+            for execution in await self.runs():
+                await self.delete(execution)
+            return len(await self.runs())
+
+        await eventually(left, lambda count: count == 0, "no execution at all", pause_s=0.2)
+
+
+@pytest.fixture
+async def deployment(
+    stack_daytona: LocalDaytona, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Deployment]:
+    """One of its own. What counts in minutes elsewhere counts in seconds here."""
+    monkeypatch.setattr(removal, "MARGIN", timedelta(seconds=rotation.SETTLES_S))
+    monkeypatch.setattr(removal, "LISTED_AFTER", timedelta(seconds=2))
+    ring = FileKeyRing(tmp_path / "ring.json")
+    ring.create()
+    async with running_temporal() as server:
+        config = server.client.config()
+        config["data_converter"] = data_converter(FileKeyRing(ring.path))
+        temporal = Client(**config)
+        await ensure_schedules(temporal, "turning")
+        async with running_stack(
+            temporal, stack_daytona, tmp_path / "data", task_queue="turning", keyring=str(ring.path)
+        ) as stack:
+            environment = {**environment_of(stack, tmp_path / "data"), "SANDHOLD_KEYRING": str(ring.path)}
+            yield Deployment(stack, ring, temporal, environment)
+
+
+def counts(answer: Any) -> dict[str, tuple[int, int, int]]:
+    return {each["name"]: (each["rewrapped"], each["already"], each["failed"]) for each in answer["holders"]}
+
+
+def kinds(refused: Finished) -> set[str]:
+    assert (refused.code, refused.document["error"]["code"]) == (1, "key_needed"), refused
+    return {reason["kind"] for reason in refused.document["error"]["reasons"]}
+
+
+class Caller:
+    """Calls a sandbox without a pause, and fails with the first call that does."""
+
+    def __init__(self, session: Session, box: str) -> None:
+        self._session, self._box = session, box
+        self.calls = 0
+        self._task = asyncio.create_task(self._call())
+        self._stop = False
+
+    async def _call(self) -> None:
+        while not self._stop:
+            said = await exec_ok(self._session, self._box, f"echo {self.calls}", output="normal")
+            assert said["stdout"] == f"{self.calls}\n"
+            self.calls += 1
+
+    async def stop(self) -> int:
+        self._stop = True
+        await self._task
+        return self.calls
+
+
+async def test_keys_turn_twice_under_load_and_the_first_goes_when_nothing_can_need_it(deployment: Deployment) -> None:
+    stack = deployment.stack
+    first = deployment.primary
+    await stack.vault.put_connection("alice", "daytona", SecretStr("dtn_" + "a" * 40), replaces=0)
+    session = await stack.open()
+    box = await creates(session)
+    await session.files.write("note.txt", b"kept")
+    caller = Caller(session, box)
+
+    once = await deployment.ok("rotate")
+    second = deployment.primary
+    assert (once["ok"], once["added"], once["primary"]) == (True, True, second)
+    assert counts(once) == {"vault": (1, 0, 0), "storage": (1, 0, 0)}
+    assert once["schedules"] == [CLEAN_STORAGE_SCHEDULE]
+    assert once["sandboxes"] == {"asked": 1, "failed": {}}
+    await eventually(lambda: stack.status(session, box), lambda status: status.runs == 2, "a second run")
+    status = await stack.status(session, box)
+    assert await deployment.first_keys(status.workflow_id) == {second}
+
+    twice = await deployment.ok("rotate")
+    third = deployment.primary
+    assert len({first, second, third}) == 3
+    assert counts(twice) == {"vault": (1, 0, 0), "storage": (1, 0, 0)}
+    await eventually(lambda: stack.status(session, box), lambda status: status.runs == 3, "a third run")
+    assert await caller.stop() > 0
+
+    # The session itself began under the first key, and is open.
+    refused = await deployment.keys("remove", first)
+    assert "executions" in kinds(refused)
+    [told] = [each for each in refused.document["error"]["reasons"] if SESSION_WORKFLOW in each["text"]]
+    assert (told["count"], told["examples"]) == (1, [session.workflow_id])
+    assert deployment.ring.document().find(first) is not None
+
+    await session.end()
+    refused = await deployment.keys("remove", first)
+    assert "executions" in kinds(refused)
+    assert all(
+        "closed" in each["text"] for each in refused.document["error"]["reasons"] if each["kind"] == "executions"
+    )
+
+    listed = {row["id"]: row for row in (await deployment.ok("list", "--used"))["keys"]}
+    assert [listed[key]["state"] for key in (first, second, third)] == ["decrypt_only", "decrypt_only", "primary"]
+    assert listed[first]["used"] == {"vault": 0, "storage": 0, "executions": len(await deployment.runs())}
+    assert listed[third]["used"]["vault"] == 1
+
+    await deployment.delete_all()
+    assert await deployment.ok("remove", first) == {"id": first, "state": "removed"}
+    removed = deployment.ring.document().find(first)
+    assert removed is not None
+    assert (removed.state, removed.material) == ("removed", None)
+    assert (await deployment.keys("remove", first)).document["error"]["code"] == "key_unknown"
+    verified = await deployment.ok("verify")
+    assert verified["ok"]
+
+    # All goes on without it.
+    later = await stack.open()
+    assert (await exec_ok(later, await creates(later), "echo here", output="normal"))["stdout"] == "here\n"
+    await later.end()
+    assert kinds(await deployment.keys("remove", third)) == {"primary"}
+
+
+async def test_a_key_under_which_values_lie_stays_and_too_soon_is_told(deployment: Deployment) -> None:
+    old = deployment.primary
+    vault = deployment.stack.vault
+    await vault.put_connection("alice", "daytona", SecretStr("dtn_" + "a" * 40), replaces=0)
+    added = (await deployment.ok("add"))["id"]
+    assert kinds(await deployment.keys("remove", old)) == {"primary"}
+    # Nobody says whether it has ever been used somewhere.
+    assert kinds(await deployment.keys("remove", added)) >= {"unknown"}
+    assert await deployment.ok("promote", added) == {"primary": added}
+    assert kinds(await deployment.keys("remove", old)) == {"values", "schedules", "too_soon"}
+    brought = await deployment.ok("rotate", "--rewrap-only")
+    assert (brought["added"], counts(brought)["vault"]) == (False, (1, 0, 0))
+    assert kinds(await deployment.keys("remove", old)) <= {"too_soon"}
+    used_until = datetime.now(UTC) + timedelta(hours=1)
+    refused = await deployment.keys("remove", old, "--used-until", f"{used_until:%Y-%m-%dT%H:%M:%SZ}")
+    assert kinds(refused) == {"too_soon"}
+
+    async def removed() -> int:
+        return (await deployment.keys("remove", old)).code
+
+    await eventually(removed, lambda code: code == 0, "its removal", pause_s=1)
+    assert (await vault.connection("alice", "daytona")) is not None
+
+
+async def test_a_rotation_that_was_cut_off_is_gone_on_with_and_adds_no_second_key(deployment: Deployment) -> None:
+    await deployment.stack.vault.put_connection("alice", "daytona", SecretStr("dtn_" + "a" * 40), replaces=0)
+    turned = deployment.ring.change(rotation.with_fresh_primary(deployment.ring.document()))  # Killed right behind it.
+    finished = await deployment.keys("rotate")
+    assert finished.code == 0
+    assert (finished.document["added"], finished.document["primary"]) == (False, turned.primary.id)
+    assert counts(finished.document)["vault"] == (1, 0, 0)
+    assert "no key is added" in finished.err
+    assert (await deployment.ok("rotate"))["added"]
+    assert len(deployment.ring.document().keys) == 3
+
+
+async def test_what_began_later_and_yet_holds_something_older_is_found(deployment: Deployment) -> None:
+    """A schedule hands the last result on, and a run that is reset takes over the events of the one before."""
+    old = deployment.primary
+    executions = Executions(deployment.temporal)
+    schedule = deployment.temporal.get_schedule_handle(CLEAN_STORAGE_SCHEDULE)
+    session = await deployment.stack.open()
+    await session.end()
+
+    async def cleaned(times: int) -> None:
+        await schedule.trigger()
+        query = "WorkflowType = 'CleanStorage' AND ExecutionStatus = 'Completed'"
+        await eventually(lambda: deployment.runs(query), lambda runs: len(runs) == times, f"{times} clean-ups")
+
+    await cleaned(1)
+    assert await executions.schedules_with(old) == [CLEAN_STORAGE_SCHEDULE]
+    await deployment.ok("rotate")
+    assert await executions.schedules_with(old) == []
+    later = datetime.now(UTC)
+    assert await executions.later_with(old, later) == []
+    await cleaned(2)
+    [found] = await executions.later_with(old, later)
+    assert found.startswith(CLEAN_STORAGE_SCHEDULE)
+    soon = datetime.now(UTC)
+    await cleaned(3)
+    assert await executions.later_with(old, soon) == [], "the next one is given the result of a run under the new key"
+
+    reset_at = datetime.now(UTC)
+    await deployment.temporal.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=deployment.temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=session.workflow_id),
+            workflow_task_finish_event_id=3,
+            request_id="reset",
+            reason="a test",
+        )
+    )
+    await eventually(
+        lambda: executions.later_with(old, reset_at), lambda ids: ids == [session.workflow_id], "the run that was reset"
+    )
+    # The new run takes up the request to end as well.
+    await eventually(lambda: deployment.runs("ExecutionStatus = 'Running'"), lambda runs: not runs, "its end")
+
+
+def test_every_workflow_that_a_worker_runs_is_asked_for() -> None:
+    names = {workflow._Definition.must_from_class(each).name for each in replayer().config()["workflows"]}
+    assert names == set(OUR_WORKFLOWS)
+
+
+async def test_only_executions_that_lived_while_the_key_was_used_are_counted(deployment: Deployment) -> None:
+    executions = Executions(deployment.temporal)
+    before = datetime.now(UTC)
+    session = await deployment.stack.open()
+    await session.end()
+    after = datetime.now(UTC) + timedelta(milliseconds=1)
+    query = f"WorkflowId = '{session.workflow_id}' AND ExecutionStatus = 'Completed'"
+    await eventually(lambda: deployment.runs(query), bool, "the closed session")
+    day = timedelta(days=1)
+    assert await executions.count(Span(before - day, before)) == 0
+    assert await executions.count(Span(before - day, after)) == 1
+    assert await executions.count(Span(before - day, None)) == 1
+    assert await executions.count(Span(after, None)) == 0
+    opened = await deployment.stack.open()
+    await eventually(lambda: executions.count(Span(after, None)), lambda count: count == 1, "the open session")
+    await opened.end()
+
+
+def test_a_key_that_never_was_primary_has_no_end_of_its_use() -> None:
+    document = KeyDocument.new().added(RingKey.new("decrypt_only"))
+    added, now = document.keys[1], datetime.now(UTC)
+    assert Times().span(added).until is None
+    assert Times(used_until=now).span(added).until == now + removal.MARGIN
+    assert Times(used_until=now).span(document.primary).until is None
