@@ -24,12 +24,14 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 # Imported before polling starts: the provider's client takes 1.6 s to import, which the first calls would wait for.
+from activities.clients import ProviderPool
 from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
+from activities.connection_marks import ConnectionMarks
 from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
@@ -37,9 +39,10 @@ from activities.interruptions import InterruptionActivities
 from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
-from activities.provider import ProviderAccess, ProviderPool
+from activities.provider import ProviderAccess
 from activities.retention import RetentionActivities
 from activities.session_owners import SessionOwners
+from activities.session_secrets import SessionSecrets
 from activities.statuses import StatusActivities
 from activities.storage_faults import StorageFaults
 from activities.workspace import WorkspaceActivities
@@ -49,10 +52,12 @@ from sandhold.logs import configure_logging, core_logging
 from sandhold.replay_order import ReplayableRunner
 from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
+from sandhold.security import SecurityError, open_key_ring
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id, session_if_known
+from sandhold.vault import VaultError, open_vault
 from workflows.clean_storage import CleanStorage
 from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
@@ -75,15 +80,18 @@ class Activities:
 
     of_calls: Sequence[Callable[..., Any]]
     of_followers: Sequence[Callable[..., Any]]
+    around: Sequence[Interceptor] = ()
+    """What stands around each of them."""
 
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess) -> Activities:
     """Every activity, with what it needs."""
     all_storage = SessionStorage.open(settings.storage_location)
     storage = all_storage.guarded(partial(session_if_known, client))
-    lifecycle = LifecycleActivities(access, settings)
+    secrets = SessionSecrets(settings, access.pool.connections, partial(session_if_known, client))
+    lifecycle = LifecycleActivities(access, settings, secrets)
     files = FileActivities(access, storage)
-    commands = CommandActivities(access, storage)
+    commands = CommandActivities(access, storage, secrets)
     command_io = CommandIoActivities(access, storage)
     following = FollowingActivities(access, storage)
     interruptions = InterruptionActivities(storage)
@@ -118,6 +126,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             filling.fill_sandbox,
             filling.push_files,
         ],
+        around=[ConnectionMarks(access.pool)],
     )
 
 
@@ -141,7 +150,7 @@ def build_workers(
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox, CleanStorage],
         activities=activities.of_calls,
-        interceptors=[MessageIntake(), StorageFaults()],
+        interceptors=[MessageIntake(), *activities.around, StorageFaults()],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
         identity=identity,
         max_concurrent_workflow_tasks=40,
@@ -159,7 +168,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
-        interceptors=[Outages(), StorageFaults()],
+        interceptors=[Outages(), *activities.around, StorageFaults()],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),
@@ -222,7 +231,9 @@ async def serve(settings: Settings) -> None:
     log.info("connected", deployment=deployment, namespace=client.namespace, registered=registered)
 
     async with AsyncExitStack() as resources:
-        pool = ProviderPool(settings)
+        vault = await open_vault(settings, open_key_ring(settings))
+        resources.push_async_callback(vault.close)
+        pool = ProviderPool(settings, vault)
         resources.push_async_callback(pool.close)
         access = ProviderAccess(pool, settings, deployment)
         calls, followers = build_workers(
@@ -294,7 +305,7 @@ def main() -> int:
         asyncio.run(serve(settings))
     except Stopped:
         pass
-    except (SettingsError, NamespaceMissing, SearchAttributesUnusable) as error:
+    except (SettingsError, SecurityError, VaultError, NamespaceMissing, SearchAttributesUnusable) as error:
         log.error("cannot start", reason=str(error))
         return 2
     except TemporalUnreachable as error:

@@ -18,7 +18,8 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Replayer
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from activities.provider import ProviderAccess, ProviderPool
+from activities.clients import ProviderPool
+from activities.provider import ProviderAccess
 from sandhold.cli.stack.temporal_server import dev_server_tuning, temporal_program
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import (
@@ -33,9 +34,11 @@ from sandhold.contracts.names import (
 )
 from sandhold.contracts.sandboxes import SandboxStatus
 from sandhold.contracts.tools import CreateSandboxResult
+from sandhold.security import open_key_ring
 from sandhold.security.key_document import KeyDocument
 from sandhold.settings import Settings
 from sandhold.temporal import DATA_CONVERTER, deployment_id
+from sandhold.vault import open_vault
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona
 from worker import PASSED_THROUGH, activities_of, build_workers
@@ -158,7 +161,9 @@ async def running_stack(
         resources.push_async_callback(provider.close)
         sandhold = Sandhold(temporal, settings)
         if workers:
-            pool = ProviderPool(settings)
+            vault = await open_vault(settings, open_key_ring(settings))
+            resources.push_async_callback(vault.close)
+            pool = ProviderPool(settings, vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, settings, deployment)
             for worker in build_workers(temporal, task_queue, activities=activities_of(temporal, settings, access)):

@@ -149,6 +149,7 @@ class Session:
         size: Size | None = None,
         snapshot: str | None = None,
         env: Mapping[str, str] | None = None,
+        secret_env: Iterable[str] | None = None,
         auto_stop_minutes: int | None = None,
         upload_files: Iterable[tuple[str, str]] | None = None,
         restore_from: str | RestoreFrom | None = None,
@@ -157,7 +158,8 @@ class Session:
     ) -> CreateSandboxResult:
         """Create a sandbox and return once it is started, with what it was asked to bring along.
 
-        `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be brought is told
+        `secret_env` names secrets of the session that its commands get as environment variables, with the values of the
+        moment. `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be brought is told
         by the result, and fails nothing else.
         """
         arguments = _given(
@@ -166,6 +168,7 @@ class Session:
             size=size,
             snapshot=snapshot,
             env=dict(env) if env is not None else None,
+            secret_env=list(secret_env) if secret_env is not None else None,
             auto_stop_minutes=auto_stop_minutes,
             upload_files=None if upload_files is None else _pairs(upload_files),
             restore_from=None if restore_from is None else _source(restore_from),

@@ -16,9 +16,11 @@ from daytona import AsyncDaytona, AsyncSandbox, DaytonaNotFoundError, ListSandbo
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities.clients import ProviderPool
 from activities.files import FileActivities
 from activities.lifecycle import LifecycleActivities
-from activities.provider import ProviderAccess, ProviderPool
+from activities.provider import ProviderAccess
+from activities.session_secrets import SessionSecrets
 from sandhold.contracts.names import DEPLOYMENT_LABEL
 from sandhold.contracts.steps import CreateSandboxStep, DeleteSandboxStep, LifecycleStep, SandboxRef
 from sandhold.settings import Settings
@@ -44,7 +46,8 @@ class ProviderUnderTest:
     def __post_init__(self) -> None:
         self.pool = ProviderPool(self.settings)
         self.access = ProviderAccess(self.pool, self.settings, self.deployment)
-        self.lifecycle = LifecycleActivities(self.access, self.settings)
+        self.secrets = SessionSecrets(self.settings, self.pool.connections, _no_session)
+        self.lifecycle = LifecycleActivities(self.access, self.settings, self.secrets)
         self.files = FileActivities(self.access, self.storage)
 
     def with_storage(self, storage: SessionStorage) -> ProviderUnderTest:
@@ -150,6 +153,10 @@ class ProviderUnderTest:
         for sandbox in await self.held():
             await sandbox.delete()
         await self.pool.close()
+
+
+async def _no_session(session_id: str) -> None:
+    """What Temporal knows of these sessions."""
 
 
 def create_step(ref: SandboxRef, **changes: Any) -> CreateSandboxStep:

@@ -302,7 +302,8 @@ async def test_without_a_key_the_owner_is_asked_to_connect(local_provider: Provi
     unconnected = ProviderUnderTest(settings, local_provider.storage, local_provider.local)
     with pytest.raises(ApplicationError) as failure:
         await unconnected.created()
-    assert failure.value.type == ErrorCode.CONNECTION_REQUIRED
+    assert failure.value.type == SandboxSignal.NOTHING_CREATED, "there is nothing to delete"
+    assert failure.value.details[0].code == ErrorCode.CONNECTION_REQUIRED
     assert failure.value.details[0].provider == "daytona"
 
 

@@ -21,7 +21,8 @@ import pytest
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
-from activities.provider import ProviderAccess, ProviderPool
+from activities.clients import ProviderPool
+from activities.provider import ProviderAccess
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import Activity, sandbox_workflow_id
 from sandhold.health import Health, WorkerProbe

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from temporalio.testing import WorkflowEnvironment
 
-from activities.provider import ProviderAccess, ProviderPool
+from activities.clients import ProviderPool
+from activities.provider import ProviderAccess
 from activities.stream_requests import StreamBroken
 from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode
