@@ -17,7 +17,7 @@ from sandhold.client.ending import Ending
 from sandhold.client.errors import SessionEnded, SessionNotFound, WaitTimeout
 from sandhold.client.files import SessionFiles
 from sandhold.client.requests import Deadline, NeverRan, TemporalRequests
-from sandhold.client.rows import DEPLOYMENT_CAPABILITIES, ShownSession
+from sandhold.client.rows import ShownSession
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
@@ -319,12 +319,12 @@ class Session:
         return await self._status(Deadline.after(timeout))
 
     async def show(self, *, timeout: float | None = None) -> ShownSession:
-        """The session with the live state of everything it owns. Raises SessionNotFound."""
+        """The session with the live state of everything it owns, without capabilities. Raises SessionNotFound."""
         deadline = Deadline.after(timeout)
         status = await self._status(deadline)
         return ShownSession(
             **{name: getattr(status, name) for name in ShownSession.model_fields if hasattr(status, name)}
-            | {"capabilities": list(DEPLOYMENT_CAPABILITIES), "sandboxes": await self._shown(status, deadline)}
+            | {"capabilities": [], "sandboxes": await self._shown(status, deadline)}
         )
 
     @overload
