@@ -12,12 +12,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from temporalio.api.enums.v1 import TaskQueueType
@@ -52,18 +52,19 @@ from sandhold.logs import configure_logging, core_logging
 from sandhold.replay_order import ReplayableRunner
 from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
-from sandhold.security import SecurityError, open_key_ring
+from sandhold.security import KeyRing, KeyRingMissing, KeyRingUnusable, open_key_ring
 from sandhold.settings import Settings, SettingsError
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 from sandhold.storage import SessionStorage
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id, session_if_known
-from sandhold.vault import VaultError, open_vault
+from sandhold.vault import Vault, VaultError, VaultUnavailable, open_vault
 from workflows.clean_storage import CleanStorage
 from workflows.intake import MessageIntake
 from workflows.sandbox import Sandbox
 from workflows.session import AgentSession
 
 log = structlog.get_logger("worker")
+T = TypeVar("T")
 
 GRACEFUL_SHUTDOWN = timedelta(seconds=15)
 """Activities may finish for this long after SIGTERM: longer than the heartbeat timeouts, and than any activity
@@ -84,7 +85,7 @@ class Activities:
     """What stands around each of them."""
 
 
-def activities_of(client: Client, settings: Settings, access: ProviderAccess) -> Activities:
+def activities_of(client: Client, settings: Settings, access: ProviderAccess, vault: Vault) -> Activities:
     """Every activity, with what it needs."""
     all_storage = SessionStorage.open(settings.storage_location)
     storage = all_storage.guarded(partial(session_if_known, client))
@@ -99,7 +100,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     workspaces = WorkspaceActivities(access, storage)
     keeping = KeepingActivities(access, storage)
     filling = FillingActivities(access, storage, SessionOwners(client, all_storage, access.deployment))
-    retention = RetentionActivities(client, all_storage, access.deployment)
+    retention = RetentionActivities(client, all_storage, access.deployment, vault)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,
@@ -202,15 +203,31 @@ async def connect_when_up(settings: Settings, identity: str, runtime: Runtime, s
 
     Raises TemporalUnreachable after `reconnect_s`, and Stopped.
     """
+    attempt = partial(connect, settings, identity=identity, runtime=runtime)
+    return await _when_up("Temporal", attempt, TemporalUnreachable, settings, stop)
+
+
+async def vault_when_up(settings: Settings, ring: KeyRing, stop: asyncio.Event) -> Vault:
+    """Open the vault, waiting for its database as for Temporal. Raises VaultError and Stopped."""
+    return await _when_up("the vault", partial(open_vault, settings, ring), VaultUnavailable, settings, stop)
+
+
+async def _when_up(
+    what: str,
+    attempt: Callable[[], Awaitable[T]],
+    away: type[Exception],
+    settings: Settings,
+    stop: asyncio.Event,
+) -> T:
     deadline = time.monotonic() + settings.reconnect_s
     pause_s = 0.1
     while True:
         try:
-            return await connect(settings, identity=identity, runtime=runtime)
-        except TemporalUnreachable as error:
+            return await attempt()
+        except away as error:
             if time.monotonic() + pause_s > deadline:
                 raise
-            log.warning("waiting for Temporal", reason=str(error), again_in_s=pause_s)
+            log.warning(f"waiting for {what}", reason=str(error), again_in_s=pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), pause_s)
             if stop.is_set():
@@ -224,6 +241,7 @@ async def serve(settings: Settings) -> None:
     on_stop_signal(asyncio.get_running_loop(), stop.set)
     identity = f"worker-{os.getpid()}@{socket.gethostname()}"
     metrics = PrometheusConfig(bind_address=settings.metrics_address) if settings.metrics_address else None
+    ring = open_key_ring(settings)
     runtime = Runtime(telemetry=TelemetryConfig(logging=core_logging(), metrics=metrics))
     client = await connect_when_up(settings, identity, runtime, stop)
     deployment = await deployment_id(client)
@@ -231,7 +249,7 @@ async def serve(settings: Settings) -> None:
     log.info("connected", deployment=deployment, namespace=client.namespace, registered=registered)
 
     async with AsyncExitStack() as resources:
-        vault = await open_vault(settings, open_key_ring(settings))
+        vault = await vault_when_up(settings, ring, stop)
         resources.push_async_callback(vault.close)
         pool = ProviderPool(settings, vault)
         resources.push_async_callback(pool.close)
@@ -239,7 +257,7 @@ async def serve(settings: Settings) -> None:
         calls, followers = build_workers(
             client,
             settings.task_queue,
-            activities=activities_of(client, settings, access),
+            activities=activities_of(client, settings, access, vault),
             build_id=settings.build_id,
             identity=identity,
         )
@@ -305,9 +323,12 @@ def main() -> int:
         asyncio.run(serve(settings))
     except Stopped:
         pass
-    except (SettingsError, SecurityError, VaultError, NamespaceMissing, SearchAttributesUnusable) as error:
+    except (SettingsError, NamespaceMissing, SearchAttributesUnusable, KeyRingMissing, KeyRingUnusable) as error:
         log.error("cannot start", reason=str(error))
         return 2
+    except VaultError as error:
+        log.error("cannot start", reason=str(error), hint=error.hint)
+        return 1 if error.retryable else 2
     except TemporalUnreachable as error:
         log.error("cannot start", reason=str(error))
         return 4

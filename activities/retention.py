@@ -17,9 +17,10 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.ended_secrets import EndedSecrets, something_runs
 from activities.heartbeats import heartbeats
 from sandhold.contracts.base import Message
-from sandhold.contracts.names import SESSION_ATTRIBUTE, Activity, session_workflow_id
+from sandhold.contracts.names import Activity, session_workflow_id
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
 from sandhold.storage import SessionStorage
@@ -27,6 +28,7 @@ from sandhold.storage.claims import Claims
 from sandhold.storage.errors import StorageOfAnother, StorageRefused
 from sandhold.storage.remains import EndMark, MarkUnreadable, Remains
 from sandhold.temporal import SessionUnreadable, session_if_known, session_record
+from sandhold.vault import Vault
 
 SETTLED_AFTER = timedelta(minutes=10)
 """Nothing is removed sooner after the end, so that who waited for it can read a last result."""
@@ -56,24 +58,33 @@ class _Progress(Message):
 
 
 class RetentionActivities:
-    """The scheduled clean-up of session storage."""
+    """The scheduled clean-up of session storage, and of sessions' secrets in the vault."""
 
     def __init__(
-        self, client: Client, storage: SessionStorage, deployment: str, *, settled_after: timedelta = SETTLED_AFTER
+        self,
+        client: Client,
+        storage: SessionStorage,
+        deployment: str,
+        vault: Vault,
+        *,
+        settled_after: timedelta = SETTLED_AFTER,
     ) -> None:
         self._client = client
         self._objects = storage.objects
         self._claims = Claims(storage.objects, partial(session_if_known, client))
         self._deployment = deployment
         self._settled_after = settled_after
+        self._secrets = EndedSecrets(client, vault, deployment, settled_after)
 
     @activity.defn(name=Activity.CLEAN_STORAGE)
     async def clean_storage(self, step: CleanStorageStep) -> StorageCleaned:
         """Go over all sessions that storage holds something of, and remove what is due.
 
-        Safe to repeat, and with several at once. Raises when Temporal or the storage does not answer: what was not
-        looked at stays. What of one session cannot be read, or is refused, stays for itself. Goes on where the attempt
-        before was.
+        Secrets go with their sessions' ends: see `EndedSecrets`.
+
+        Safe to repeat, and with several at once. Raises when Temporal, the storage or the vault does not answer: what
+        was not looked at stays. What of one session cannot be read, or is refused, stays for itself. Goes on where the
+        attempt before was.
         """
         progress = _progress_of_attempt_before() or _Progress(done=StorageCleaned(dry_run=step.dry_run))
         done = progress.done
@@ -89,6 +100,8 @@ class RetentionActivities:
                     progress.after = session_id
             if not step.dry_run:
                 done.leftovers_removed += await self._objects.remove_unfinished(LEFTOVERS_AFTER_S)
+            # Last: a vault that is away holds up no storage.
+            done.secrets_removed += await self._secrets.remove(dry_run=step.dry_run)
         activity.logger.info("storage cleaned", extra=done.model_dump(exclude={"removed"}))
         return done
 
@@ -127,7 +140,7 @@ class RetentionActivities:
             return Verdict.UNDECIDED
         if now < kept_until + self._settled_after:
             return Verdict.KEPT
-        return Verdict.OPEN if await self._something_runs(session_id) else Verdict.DUE
+        return Verdict.OPEN if await something_runs(self._client, session_id) else Verdict.DUE
 
     async def _known_end(self, session_id: str) -> EndMark | Verdict:
         """What Temporal knows of the session's end: OPEN while it runs, UNDECIDED when it knows nothing.
@@ -151,11 +164,6 @@ class RetentionActivities:
             keep_days=known.start.policy.keep_days,
             owner=known.start.owner,
         )
-
-    async def _something_runs(self, session_id: str) -> bool:
-        """A session that was closed by force leaves sandboxes that are still being deleted, and may write."""
-        query = f"{SESSION_ATTRIBUTE} = '{session_id}' AND ExecutionStatus = 'Running'"
-        return (await self._client.count_workflows(query)).count > 0
 
     async def _carry_out(self, session_id: str, verdict: Verdict, done: StorageCleaned) -> None:
         done.looked_at += 1

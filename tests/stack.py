@@ -38,7 +38,7 @@ from sandhold.security import open_key_ring
 from sandhold.security.key_document import KeyDocument
 from sandhold.settings import Settings
 from sandhold.temporal import DATA_CONVERTER, deployment_id
-from sandhold.vault import open_vault
+from sandhold.vault import Vault, open_vault
 from tests.local_daytona_faults import FaultPlan
 from tests.local_daytona_server import LocalDaytona
 from worker import PASSED_THROUGH, activities_of, build_workers
@@ -80,6 +80,7 @@ class Stack:
     settings: Settings
     sandhold: Sandhold
     deployment: str
+    vault: Vault
     opened: list[Session] = field(default_factory=list)
     """Every session that `open` has opened."""
 
@@ -120,6 +121,7 @@ def environment_of(stack: Stack, data_dir: Path) -> Mapping[str, str]:
         "SANDHOLD_TASK_QUEUE": stack.settings.task_queue,
         "SANDHOLD_STORAGE_URL": stack.settings.storage_location,
         "SANDHOLD_KEYRING": KEY_RING,
+        "SANDHOLD_DATABASE_URL": f"sqlite:///{stack.settings.data_dir.absolute()}/vault.db",
         "SANDHOLD_DAYTONA_API_URL": stack.daytona.url,
         "SANDHOLD_DAYTONA_API_KEY": stack.daytona.api_key,
         "SANDHOLD_ABSENCE_CONFIRM_S": str(ABSENCE_CONFIRM_S),
@@ -160,15 +162,16 @@ async def running_stack(
         provider = daytona.client()
         resources.push_async_callback(provider.close)
         sandhold = Sandhold(temporal, settings)
+        vault = await open_vault(settings, open_key_ring(settings))
+        resources.push_async_callback(vault.close)
         if workers:
-            vault = await open_vault(settings, open_key_ring(settings))
-            resources.push_async_callback(vault.close)
             pool = ProviderPool(settings, vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, settings, deployment)
-            for worker in build_workers(temporal, task_queue, activities=activities_of(temporal, settings, access)):
+            activities = activities_of(temporal, settings, access, vault)
+            for worker in build_workers(temporal, task_queue, activities=activities):
                 await resources.enter_async_context(worker)
-        yield Stack(temporal, daytona, provider, settings, sandhold, deployment)
+        yield Stack(temporal, daytona, provider, settings, sandhold, deployment, vault)
 
 
 def replayer() -> Replayer:

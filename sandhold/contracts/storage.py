@@ -46,5 +46,7 @@ class StorageCleaned(Message):
     bytes_removed: int = 0
     leftovers_removed: int = 0
     """Files that writers left unfinished in a local folder when they were killed."""
+    secrets_removed: int = 0
+    """Secrets of sessions that have ended."""
     removed: list[str] = Field(default_factory=list)
     """The ids of the first of the removed sessions."""

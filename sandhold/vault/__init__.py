@@ -1,1 +1,41 @@
-"""Connections and secrets of owners and sessions, encrypted, in SQL."""
+"""Connections and secrets of owners and sessions, encrypted, in SQL. Needs the extra `server`."""
+
+from sandhold.vault.cache import VaultCache
+from sandhold.vault.errors import (
+    ConnectionChanged,
+    ConnectionMissing,
+    SecretMissing,
+    SecretsFull,
+    ValueRefused,
+    VaultDamaged,
+    VaultError,
+    VaultFull,
+    VaultNewer,
+    VaultRefused,
+    VaultUnavailable,
+)
+from sandhold.vault.records import ConnectionRecord, ConnectionRow, Provider, SealedRow, SecretRow, SecretsOfSession
+from sandhold.vault.vault import Vault, open_vault
+
+__all__ = [
+    "ConnectionChanged",
+    "ConnectionMissing",
+    "ConnectionRecord",
+    "ConnectionRow",
+    "Provider",
+    "SealedRow",
+    "SecretMissing",
+    "SecretRow",
+    "SecretsFull",
+    "SecretsOfSession",
+    "ValueRefused",
+    "Vault",
+    "VaultCache",
+    "VaultDamaged",
+    "VaultError",
+    "VaultFull",
+    "VaultNewer",
+    "VaultRefused",
+    "VaultUnavailable",
+    "open_vault",
+]

@@ -46,7 +46,9 @@ async def clean(
     environment: ActivityEnvironment | None = None,
     client: Client | None = None,
 ) -> StorageCleaned:
-    retention = RetentionActivities(client or stack.temporal, storage, stack.deployment, settled_after=settled_after)
+    retention = RetentionActivities(
+        client or stack.temporal, storage, stack.deployment, stack.vault, settled_after=settled_after
+    )
     cleaned: StorageCleaned = await (environment or ActivityEnvironment()).run(
         retention.clean_storage, CleanStorageStep(dry_run=dry_run)
     )

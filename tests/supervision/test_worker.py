@@ -151,10 +151,10 @@ async def test_a_probe_that_breaks_before_ready_ends_the_worker_and_is_told(shar
     client = shared_stack.temporal
     async with asyncio.timeout(PATIENCE_S):
         async with contextlib.AsyncExitStack() as resources:
-            pool = ProviderPool(shared_stack.settings)
+            pool = ProviderPool(shared_stack.settings, shared_stack.vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, shared_stack.settings, shared_stack.deployment)
-            activities = activities_of(client, shared_stack.settings, access)
+            activities = activities_of(client, shared_stack.settings, access, shared_stack.vault)
             workers = build_workers(client, "sandhold-broken-probe", activities=activities)
             probe = BrokenProbe(client, "nobody", [])
             with pytest.raises(UnicodeError, match="no known encoding"):

@@ -173,8 +173,8 @@ async def test_a_save_that_nobody_took_up_in_its_time_is_made_once_somebody_can(
     async with running_stack(
         temporal.client, stack_daytona, tmp_path, task_queue="sandhold-nobody-saves", workers=False
     ) as stack:
-        access = ProviderAccess(ProviderPool(stack.settings), stack.settings, stack.deployment)
-        activities = activities_of(temporal.client, stack.settings, access)
+        access = ProviderAccess(ProviderPool(stack.settings, stack.vault), stack.settings, stack.deployment)
+        activities = activities_of(temporal.client, stack.settings, access, stack.vault)
         calls, followers = build_workers(temporal.client, stack.settings.task_queue, activities=activities)
         async with calls:
             session = await stack.open(on_end="download", save_timeout_s=10.0, save_wait_s=0.1)
