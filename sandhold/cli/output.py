@@ -64,11 +64,11 @@ class Output:
         """Tell people something beside the answer."""
         typer.echo(text, err=True)
 
-    def fail(self, message: str, code: str, hint: str | None = None) -> None:
-        """Say what went wrong: on stderr, and with `--json` as the document."""
+    def fail(self, message: str, code: str, hint: str | None = None, **details: Any) -> None:
+        """Say what went wrong: on stderr, and with `--json` as the document, which also has the details."""
         self.note(f"error: {message}" + (f"\n{hint}" if hint else ""))
         if self.as_json and not self._written:
-            self.document({"error": {"code": code, "message": message, "hint": hint}})
+            self.document({"error": {"code": code, "message": message, "hint": hint, **details}})
 
     def usage_error(self, arguments: list[str]) -> None:
         """After the parser has explained on stderr what is wrong, the document that was asked for is still owed."""
@@ -132,7 +132,10 @@ def _exit_code_of(error: Exception) -> int | None:
     from sandhold.contracts.errors import ToolFailure
     from sandhold.schedules import ScheduleUnusable
     from sandhold.search_attributes import SearchAttributesUnusable
+    from sandhold.security import KeyRingMissing, KeyRingUnusable, SecurityError
 
+    if isinstance(error, KeyRingMissing | KeyRingUnusable):
+        return EXIT_USAGE
     if isinstance(error, client.TemporalUnreachable | client.NamespaceMissing):
         return EXIT_UNREACHABLE
     if isinstance(error, client.InvalidRequest):
@@ -141,7 +144,11 @@ def _exit_code_of(error: Exception) -> int | None:
         return EXIT_NOT_FOUND
     if isinstance(error, ToolFailure):
         return exit_code(error.error)
-    if isinstance(error, client.SandholdError | SearchAttributesUnusable | ScheduleUnusable):
+    # Whoever has not loaded the vault has none of its errors; it needs more packages than a client has.
+    vault = sys.modules.get("sandhold.vault")
+    if vault is not None and isinstance(error, vault.VaultError):
+        return EXIT_USAGE if isinstance(error, vault.ValueRefused) else EXIT_FAILED
+    if isinstance(error, client.SandholdError | SearchAttributesUnusable | ScheduleUnusable | SecurityError):
         return EXIT_FAILED
     return None
 
@@ -152,7 +159,7 @@ def _told(error: Exception) -> tuple[str, str | None]:
 
     if isinstance(error, ToolFailure):
         return error.error.code, error.error.hint
-    return _name_of(error), None
+    return _name_of(error), getattr(error, "hint", None)
 
 
 def _name_of(error: Exception) -> str:

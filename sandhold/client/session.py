@@ -158,9 +158,9 @@ class Session:
     ) -> CreateSandboxResult:
         """Create a sandbox and return once it is started, with what it was asked to bring along.
 
-        `secret_env` names secrets of the session that its commands get as environment variables, with the values of the
-        moment. `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be brought is told
-        by the result, and fails nothing else.
+        `secret_env` names secrets of the session that its commands get as environment variables, with the values of
+        the moment. `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be
+        brought is told by the result, and fails nothing else.
         """
         arguments = _given(
             title=title,

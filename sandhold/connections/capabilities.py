@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandhold.client.rows import Capability
-from sandhold.connections.daytona_key import HOSTED_API_URL
+from sandhold.connections.address import HOSTED_API_URL, deployment_address
 from sandhold.settings import Settings
 from sandhold.vault import ConnectionRow, Vault
 
@@ -13,22 +13,10 @@ _REFUSED = {
 }
 
 
-def deployment_address(settings: Settings) -> str | None:
-    """Where the deployment's own Daytona account is, as far as this process is told; None when it has none."""
-    if settings.daytona_api_key is None and settings.daytona_api_url is None:
-        return None
-    return settings.daytona_api_url or HOSTED_API_URL
-
-
 async def capabilities_of(settings: Settings, vault: Vault, owner: str) -> list[Capability]:
     """As the vault and the settings of this process say. Opens no secret. Raises VaultError."""
     rows = {row.provider: row for row in await vault.connection_rows(owner)}
     return [_sandboxes(settings, rows.get("daytona"), owner)]
-
-
-def unknown_capabilities(why: str) -> list[Capability]:
-    """What can be said where the vault cannot be read."""
-    return [Capability(name="sandboxes", reason=f"not known here: {why}")]
 
 
 def _sandboxes(settings: Settings, own: ConnectionRow | None, owner: str) -> Capability:

@@ -11,10 +11,10 @@ from daytona.common.errors import DaytonaAuthenticationError, DaytonaAuthorizati
 from daytona_api_client_async import ApiException, ApiKeysApi
 from pydantic import SecretStr, ValidationError
 
+from sandhold.connections.address import HOSTED_API_URL
 from sandhold.contracts.base import Message
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 
-HOSTED_API_URL = "https://app.daytona.io/api"
 WITHIN_S = 20.0
 
 NEEDED = ("write:sandboxes", "delete:sandboxes")

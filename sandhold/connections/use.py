@@ -9,6 +9,7 @@ from datetime import timedelta
 from temporalio.client import Client, WorkflowExecution, WorkflowQueryFailedError
 from temporalio.service import RPCError
 
+from sandhold.client import TemporalRefused
 from sandhold.contracts.base import Message
 from sandhold.contracts.names import DEFAULT_CONNECTION, SANDBOX_WORKFLOW, STATUS_QUERY
 from sandhold.contracts.sandboxes import SandboxStatus
@@ -37,16 +38,19 @@ class UsedSandbox(Message):
 async def sandboxes_under(client: Client, owner: str, connection_id: str) -> AsyncIterator[UsedSandbox]:
     """The open sandboxes of `owner` that are used under this connection, newest first, and those that do not answer.
 
-    One that was started a moment ago may be missing, as the server's lists lag. Raises RPCError.
+    One that was started a moment ago may be missing, as the server's lists lag. Raises TemporalRefused.
     """
     query = f"WorkflowType = '{SANDBOX_WORKFLOW}' AND ExecutionStatus = 'Running' AND {OWNER.name} = '{owner}'"
     batch: list[WorkflowExecution] = []
-    async for execution in client.list_workflows(query):
-        batch.append(execution)
-        if len(batch) == _ASKED_AT_ONCE:
-            for used in await _asked(client, batch, connection_id):
-                yield used
-            batch = []
+    try:
+        async for execution in client.list_workflows(query):
+            batch.append(execution)
+            if len(batch) == _ASKED_AT_ONCE:
+                for used in await _asked(client, batch, connection_id):
+                    yield used
+                batch = []
+    except RPCError as error:
+        raise TemporalRefused(f"Temporal does not list the sandboxes of {owner!r}: {error.message}") from error
     for used in await _asked(client, batch, connection_id):
         yield used
 
@@ -63,9 +67,10 @@ async def _asked(client: Client, batch: list[WorkflowExecution], connection_id: 
 async def _status(client: Client, execution: WorkflowExecution) -> SandboxStatus | None:
     handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
     try:
-        return await handle.query(STATUS_QUERY, result_type=SandboxStatus, rpc_timeout=_ANSWER_WITHIN)
+        status: SandboxStatus = await handle.query(STATUS_QUERY, result_type=SandboxStatus, rpc_timeout=_ANSWER_WITHIN)
     except (RPCError, WorkflowQueryFailedError):
         return None
+    return status
 
 
 def _may_use(status: SandboxStatus, connection_id: str) -> bool:
