@@ -113,6 +113,7 @@ class LifecycleActivities:
         client = self._access.pool.client_of(connection)
         wanted = CreateSandboxFromSnapshotParams(
             name=self._access.name(step.ref),
+            language=client.default_language,
             labels=self._access.labels(step.ref),
             snapshot=step.snapshot or (f"daytona-{step.size}" if step.size else None),
             env_vars=step.env,
@@ -121,9 +122,14 @@ class LifecycleActivities:
             auto_delete_interval=-1,  # never
             ttl_minutes=step.ttl_minutes,
         )
+        created: list[str] = []
         try:
-            sandbox = await request(client.create(wanted, timeout=CHANGE_ANSWER_S), CHANGE_ANSWER_S + 5)
+            # As its `create` does, which does not tell whether the request was answered before it failed.
+            creating = client._create(wanted, timeout=CHANGE_ANSWER_S, created=created)
+            sandbox = await request(creating, CHANGE_ANSWER_S + 5)
         except ProviderError as error:
+            if error.refuses_the_key and not created and activity.info().attempt == 1:
+                raise nothing_created(error) from error
             if error.fault.status in _REFUSED:
                 raise
             activity.logger.info("the create was not answered as hoped, looking by name: %s", error)

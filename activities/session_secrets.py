@@ -23,6 +23,8 @@ ENVIRONMENT_BYTES = 512 * 1024
 RUN_KEPT_S = 600.0
 """How long it is taken for granted which session an id means: Temporal does not forget one for longer than that."""
 _RUNS_KEPT = 10_000
+_SESSIONS_KEPT = 1000
+_VALUES_KEPT = 5
 _OF_THE_PROCESS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 Lookup = Callable[[str], Awaitable[SessionRecord | None]]
@@ -36,7 +38,8 @@ class SessionSecrets:
         self._settings = settings
         self._connections = connections
         self._lookup = lookup
-        self._runs: OrderedDict[str, tuple[float, str | None]] = OrderedDict()
+        self._runs: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._seen: OrderedDict[str, dict[str, list[str]]] = OrderedDict()
 
     async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
         """Every secret that output of this session must not show, by the name that is shown in its place.
@@ -50,8 +53,10 @@ class SessionSecrets:
             for provider in PROVIDERS:
                 if (record := await self._connections.cache.connection(owner, provider)) is not None:
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
-        set_ones = await self._set_ones(session_id)
-        known.update({name: value.get_secret_value() for name, value in set_ones.items()})
+        await self._set_ones(session_id)
+        for name, values in self._seen.get(session_id, {}).items():
+            # A command that runs on may still print what has been replaced since.
+            known.update({f"{name}-before-{age}" if age else name: value for age, value in enumerate(values)})
         return known
 
     async def environment(self, ref: SandboxRef, names: Sequence[str]) -> dict[str, str]:
@@ -64,9 +69,8 @@ class SessionSecrets:
         for name in names:
             if (refused := why_no_secret_variable(name)) is not None:
                 raise as_application_error(ToolError(code=ErrorCode.INVALID_ARGUMENTS, message=refused))
-        found = await self._set_ones(ref.session_id)
-        if not found.keys() >= set(names):
-            found = await self._set_ones(ref.session_id, fresh=True)
+        # What was set or replaced a moment ago is for the next command already.
+        found = await self._set_ones(ref.session_id, fresh=True)
         if missing := [name for name in names if name not in found]:
             raise _missing(ref.session_id, missing)
         chosen = {name: found[name].get_secret_value() for name in names}
@@ -78,14 +82,29 @@ class SessionSecrets:
         """What the user has set for the session."""
         if self._connections.cache is None or (run_id := await self._run_of(session_id)) is None:
             return {}
-        return await self._connections.cache.secrets(session_id, run_id, fresh=fresh)
+        found = await self._connections.cache.secrets(session_id, run_id, fresh=fresh)
+        if found or session_id in self._seen:
+            self._note(session_id, found)
+        return found
+
+    def _note(self, session_id: str, found: Mapping[str, SecretStr]) -> None:
+        """Remember the values, the latest first, for as long as this process lives and others do not need the room."""
+        seen = self._seen.setdefault(session_id, {})
+        self._seen.move_to_end(session_id)
+        for name, secret in found.items():
+            value = secret.get_secret_value()
+            earlier = seen.get(name, [])
+            if not earlier or earlier[0] != value:
+                seen[name] = [value, *(each for each in earlier if each != value)][:_VALUES_KEPT]
+        while len(self._seen) > _SESSIONS_KEPT:
+            self._seen.popitem(last=False)
 
     async def _run_of(self, session_id: str) -> str | None:
         """The first run of the session, which its secrets belong to; None when Temporal knows no such session."""
         now = time.monotonic()
-        until, run_id = self._runs.get(session_id, (0.0, None))
-        if now < until:
-            return run_id
+        known = self._runs.get(session_id)
+        if known is not None and now < known[0]:
+            return known[1]
         record = await self._lookup(session_id)
         if record is None:
             return None

@@ -16,6 +16,7 @@ from sandhold.client.commands import Command
 from sandhold.client.ending import Ending
 from sandhold.client.errors import SessionEnded, SessionNotFound, WaitTimeout
 from sandhold.client.files import SessionFiles
+from sandhold.client.pending import last_failure
 from sandhold.client.requests import Deadline, NeverRan, TemporalRequests
 from sandhold.client.rows import ShownSession
 from sandhold.contracts.base import Message
@@ -23,7 +24,7 @@ from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import Size
 from sandhold.contracts.names import STATUS_QUERY, SUBMIT_SIGNAL, ToolName, sandbox_workflow_id, session_workflow_id
-from sandhold.contracts.sandboxes import SandboxStatus, ShownSandbox
+from sandhold.contracts.sandboxes import SandboxState, SandboxStatus, ShownSandbox
 from sandhold.contracts.sessions import EndAnswer, SessionOutcome, SessionStatus, listed, shown_sandboxes
 from sandhold.contracts.tools import (
     CreateSandboxResult,
@@ -402,13 +403,17 @@ class Session:
     async def _sandbox_status(self, sandbox_id: str, deadline: Deadline) -> SandboxStatus | None:
         workflow_id = sandbox_workflow_id(self.session_id, sandbox_id)
         try:
-            return await self._requests.query(workflow_id, STATUS_QUERY, answer=SandboxStatus, deadline=deadline)
+            status = await self._requests.query(workflow_id, STATUS_QUERY, answer=SandboxStatus, deadline=deadline)
         except (WaitTimeout, NeverRan, WorkflowQueryFailedError):
             return None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
+        if status.state == SandboxState.DELETING and status.error is None:
+            # It is repeated for ever; the workflow itself hears of no failed attempt.
+            status.error = await last_failure(self._requests, workflow_id, deadline)
+        return status
 
     async def _sandbox_ids(self, deadline: Deadline) -> list[str]:
         try:

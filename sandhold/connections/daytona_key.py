@@ -90,9 +90,7 @@ class KeyCheck:
 
     def __init__(self, key: SecretStr, api_url: str | None) -> None:
         self._where = api_url or HOSTED_API_URL
-        self._client = QuietDaytona(
-            DaytonaConfig(api_key=key.get_secret_value(), api_url=self._where, use_deprecated_polling=True)
-        )
+        self._client = QuietDaytona(DaytonaConfig(api_key=key.get_secret_value(), api_url=self._where))
 
     async def __aenter__(self) -> KeyCheck:
         return self
