@@ -70,9 +70,12 @@ class ProviderError(ApplicationError):
 
     @property
     def refuses_the_key(self) -> bool:
-        """401 or 403 by the provider itself, about the key or what it may do: not about a file, or a quota."""
-        about_the_key = {ErrorCode.CONNECTION_REQUIRED, ErrorCode.PROVIDER_REJECTED}
-        return self.fault.status in {401, 403} and self.error.code in about_the_key and not self.came_from_inside
+        """401, which nothing inside a sandbox answers whatever it says of itself; or 403 by the provider itself about
+        what the key may do, not about a file or a quota."""
+        if self.error.code is ErrorCode.CONNECTION_REQUIRED:
+            return True
+        is_about_the_key = self.fault.status == 403 and self.error.code is ErrorCode.PROVIDER_REJECTED
+        return is_about_the_key and not self.came_from_inside
 
     @property
     def saw_error_state(self) -> bool:
