@@ -23,6 +23,7 @@ COMMANDS = {
     "exec": ("sandhold.cli.execute:execute", "Run a command in a sandbox; exits with the command's own code."),
     "output": ("sandhold.cli.execute:show_output", "Print the output of a command while it runs or after."),
     "files": ("sandhold.cli.files:app", "List, get, put and remove the files of a session in storage."),
+    "secrets": ("sandhold.cli.secrets:app", "Set, list and remove the secrets of a session."),
     "storage": ("sandhold.cli.storage:app", "Look after the storage of all sessions."),
     "tools": ("sandhold.cli.tools:tools", "Print the tools for an agent runtime."),
     "connect": ("sandhold.cli.connections:app", "Connect an owner to a provider: asks for a key and checks it."),

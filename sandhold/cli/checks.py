@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from temporalio.api.enums.v1 import TaskQueueType
@@ -19,10 +20,12 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from sandhold.cli.connecting import quiet_runtime
+from sandhold.cli.vaults import opened_vault
 from sandhold.contracts.base import Message
 from sandhold.contracts.names import follow_queue
 from sandhold.search_attributes import SearchAttributesUnusable, missing_search_attributes
-from sandhold.settings import Settings
+from sandhold.security import SecurityError
+from sandhold.settings import Settings, SettingsError
 from sandhold.storage import SessionStorage, StorageError
 from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
 
@@ -54,6 +57,7 @@ async def examine(settings: Settings) -> list[Check]:
         checks.append(await _worker(client, settings))
     checks.append(await _provider(settings))
     checks.append(await _storage(settings))
+    checks.append(await _vault(settings))
     checks.append(await _isolation(settings))
     return checks
 
@@ -169,6 +173,21 @@ async def _storage(settings: Settings) -> Check:
     except ValueError as error:
         return Check(name="storage", ok=False, detail=f"{url} cannot be used: {error}")
     return Check(name="storage", ok=True, detail=f"{url} is writable")
+
+
+async def _vault(settings: Settings) -> Check:
+    """Whether the vault can be opened, which brings its database to this build's version."""
+    name = "vault"
+    if find_spec("sqlalchemy") is None:
+        return Check(name=name, ok=None, detail="not needed: only the server side opens it")
+    from sandhold.vault import VaultError
+
+    try:
+        async with opened_vault(settings) as vault:
+            connections = len(await vault.connection_rows())
+    except (SettingsError, SecurityError, VaultError) as error:
+        return Check(name=name, ok=False, detail=str(error), hint=getattr(error, "hint", None))
+    return Check(name=name, ok=True, detail=f"{vault.shown} ({vault.kind}), {connections} connections")
 
 
 async def _isolation(settings: Settings) -> Check:

@@ -15,7 +15,8 @@ from sandhold.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from sandhold.vault import Vault
 
-_MOST_BYTES = 64 * 1024 + 2
+SECRET_BYTES = 64 * 1024
+_MOST_BYTES = SECRET_BYTES + 2
 """The longest secret, its newline, and one byte by which a longer one is told."""
 
 
@@ -38,14 +39,16 @@ async def opened_vault(settings: Settings) -> AsyncIterator[Vault]:
 def secret_input(sources: list[str] | None, what: str) -> SecretStr:
     """The secret: asked for without an echo at a terminal; from stdin with `-`, or where stdin is none.
 
-    From stdin it is text in UTF-8, taken as it is but for one newline at its end. `sources` is what stood on the command
-    line for it: anything but `-` is refused, and not repeated. Raises BadParameter.
+    From stdin it is text in UTF-8, taken as it is but for one newline at its end. `sources` is what stood on the
+    command line for it: anything but `-` is refused, and not repeated. Raises BadParameter.
     """
     if sources not in (None, [], ["-"]):
         raise typer.BadParameter(f"{what} is not taken from the command line: leave it out, or give - and use stdin")
     if not sources and sys.stdin.isatty():
         return SecretStr(typer.prompt(what, hide_input=True, err=True))
     data = sys.stdin.buffer.read(_MOST_BYTES)
+    if len(data) == _MOST_BYTES:
+        raise typer.BadParameter(f"{what} is longer than {SECRET_BYTES} bytes")
     try:
         text = data.removesuffix(b"\n").decode()
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from sandhold.vault.errors import (
     VaultRefused,
     VaultUnavailable,
 )
-from sandhold.vault.records import ConnectionRecord, ConnectionRow, Provider, SealedRow, SecretRow, SecretsOfSession
+from sandhold.vault.records import ConnectionRecord, ConnectionRow, Provider, SecretRow, SecretsOfSession
 from sandhold.vault.vault import Vault, open_vault
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "ConnectionRecord",
     "ConnectionRow",
     "Provider",
-    "SealedRow",
     "SecretMissing",
     "SecretRow",
     "SecretsFull",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, JsonValue, SecretStr
 
 from sandhold.contracts.base import Message
 from sandhold.contracts.names import is_id, is_owner
-from sandhold.security import Place
+from sandhold.contracts.secrets import is_secret_name
 from sandhold.vault.errors import ValueRefused
 
 Provider = Literal["daytona", "github"]
@@ -24,7 +24,6 @@ SECRETS_PER_SESSION = 100
 _HINT_FROM = 16
 _HINT_LENGTH = 4
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
-_SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ORGANIZATION = re.compile(r"[^\s/]{1,200}")
 _FAILURE = re.compile(r"[a-z0-9_]{1,64}")
 
@@ -90,16 +89,6 @@ class SecretsOfSession:
     updated_at: datetime
 
 
-@dataclass(frozen=True)
-class SealedRow:
-    """An encrypted value, for rotation."""
-
-    cursor: str
-    """Where it is: what comes after it in order is asked for by this."""
-    place: Place
-    sealed: bytes = field(repr=False)
-
-
 def valid_connection(owner: str, provider: str, api_url: str | None, organization: str | None) -> None:
     """Raise ValueRefused when there can be no such connection."""
     if not is_owner(owner):
@@ -122,7 +111,7 @@ def valid_name(session_id: str, name: str) -> None:
     """Raise ValueRefused when no secret of a session can be called so."""
     if not is_id(session_id):
         raise ValueRefused(f"{session_id[:100]!r} cannot be a session id")
-    if not _SECRET_NAME.fullmatch(name):
+    if not is_secret_name(name):
         raise ValueRefused(
             f"{name[:140]!r} cannot be the name of a secret: letters, digits and _, no digit first, at most 128"
         )

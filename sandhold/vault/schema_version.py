@@ -50,6 +50,8 @@ async def _migrated(database: Database) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
+    # It tells of each step, and of its plugins.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -57,8 +59,6 @@ def _upgrade(connection: Connection) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     found = _version(connection)
-    # It tells of each step, and of its plugins.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
         raise VaultNewer(found)

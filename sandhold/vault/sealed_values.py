@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import select, update
 
+from sandhold.security.holders import SealedRow
 from sandhold.vault.parts import Parts
-from sandhold.vault.records import SealedRow
 from sandhold.vault.schema import SEALED_COLUMNS
 
 
