@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import SecretStr
 
 from sandhold.cli.output import EXIT_OK, JsonFlag, output, run
 from sandhold.cli.vaults import opened_vault, secret_input
@@ -52,7 +53,7 @@ def connect_daytona(
 
     Running sessions of the owner pick a replaced key up within ten seconds.
     """
-    key = secret_input(source, "The Daytona API key")
+    key = _one_word(secret_input(source, "The Daytona API key"))
 
     async def work() -> int:
         from sandhold.connections.changes import connect_daytona
@@ -103,6 +104,14 @@ def disconnect(
         return EXIT_OK
 
     run(work)
+
+
+def _one_word(given: SecretStr) -> SecretStr:
+    """A key without the blanks around it. Raises BadParameter for what no key can be."""
+    key = given.get_secret_value().strip()
+    if not key.isascii() or not key.isprintable() or " " in key or not key:
+        raise typer.BadParameter("that is no API key: it has blanks or signs within that no key has")
+    return SecretStr(key)
 
 
 async def _temporal() -> Client:
@@ -168,17 +177,16 @@ def _table(shown: list[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("owner", "provider", "key", "at", "organization", "used (UTC)", "last failure (UTC)", box=None)
+    table = Table("owner", "provider", "key", "used (UTC)", "last failure (UTC)", "organization and address", box=None)
     for row in shown:
         failure = "-" if row["last_failure"] is None else f"{row['last_failure']} at {_moment(row['last_failure_at'])}"
         cells = [
-            row["owner"] or "(the deployment)",
+            row["owner"] or "(deployment)",
             row["provider"],
             row["key"] or "-",
-            row["api_url"] or "the hosted service",
-            row["organization"] or "-",
             _moment(row["last_used_at"]),
             failure,
+            " at ".join(each for each in (row["organization"], row["api_url"] or "the hosted service") if each),
         ]
         table.add_row(*map(Text, cells))
     return table

@@ -25,6 +25,7 @@ from sandhold.contracts.names import DEPLOYMENT_LABEL
 from sandhold.contracts.steps import CreateSandboxStep, DeleteSandboxStep, LifecycleStep, SandboxRef
 from sandhold.settings import Settings
 from sandhold.storage import SessionStorage
+from sandhold.vault import Vault
 from tests.local_daytona_server import LocalDaytona
 
 S = TypeVar("S")
@@ -42,9 +43,10 @@ class ProviderUnderTest:
     local: LocalDaytona | None
     """None for a real account."""
     deployment: str = field(default_factory=lambda: f"test-{uuid.uuid4()}")
+    vault: Vault | None = None
 
     def __post_init__(self) -> None:
-        self.pool = ProviderPool(self.settings)
+        self.pool = ProviderPool(self.settings, self.vault)
         self.access = ProviderAccess(self.pool, self.settings, self.deployment)
         self.secrets = SessionSecrets(self.settings, self.pool.connections, _no_session)
         self.lifecycle = LifecycleActivities(self.access, self.settings, self.secrets)
