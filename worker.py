@@ -26,12 +26,14 @@ from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.converter import DataConverter
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 # Imported before polling starts: the provider's client takes 1.6 s to import, which the first calls would wait for.
+from activities.clients import ProviderPool
 from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
+from activities.connection_marks import ConnectionMarks
 from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
@@ -39,9 +41,10 @@ from activities.interruptions import InterruptionActivities
 from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
-from activities.provider import ProviderAccess, ProviderPool
+from activities.provider import ProviderAccess
 from activities.retention import RetentionActivities
 from activities.session_owners import SessionOwners
+from activities.session_secrets import SessionSecrets
 from activities.statuses import StatusActivities
 from activities.storage_faults import StorageFaults
 from activities.workspace import WorkspaceActivities
@@ -87,15 +90,18 @@ class Activities:
 
     of_calls: Sequence[Callable[..., Any]]
     of_followers: Sequence[Callable[..., Any]]
+    around: Sequence[Interceptor] = ()
+    """What stands around each of them."""
 
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess, vault: Vault) -> Activities:
     """Every activity, with what it needs."""
     all_storage = SessionStorage.open(settings.storage_location, open_key_ring(settings))
     storage = all_storage.guarded(partial(session_if_known, client))
-    lifecycle = LifecycleActivities(access, settings)
+    secrets = SessionSecrets(settings, access.pool.connections, partial(session_if_known, client))
+    lifecycle = LifecycleActivities(access, settings, secrets)
     files = FileActivities(access, storage)
-    commands = CommandActivities(access, storage)
+    commands = CommandActivities(access, storage, secrets)
     command_io = CommandIoActivities(access, storage)
     following = FollowingActivities(access, storage)
     interruptions = InterruptionActivities(storage)
@@ -130,6 +136,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess, va
             filling.fill_sandbox,
             filling.push_files,
         ],
+        around=[ConnectionMarks(access.pool)],
     )
 
 
@@ -153,7 +160,7 @@ def build_workers(
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox, CleanStorage],
         activities=activities.of_calls,
-        interceptors=[MessageIntake(), StorageFaults()],
+        interceptors=[MessageIntake(), *activities.around, StorageFaults()],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
         identity=identity,
         max_concurrent_workflow_tasks=40,
@@ -171,7 +178,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
-        interceptors=[Outages(), StorageFaults()],
+        interceptors=[Outages(), *activities.around, StorageFaults()],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),
@@ -255,7 +262,7 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as resources:
         vault = await vault_when_up(settings, ring, stop)
         resources.push_async_callback(vault.close)
-        pool = ProviderPool(settings)
+        pool = ProviderPool(settings, vault)
         resources.push_async_callback(pool.close)
         access = ProviderAccess(pool, settings, deployment)
         calls, followers = build_workers(

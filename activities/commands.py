@@ -23,6 +23,7 @@ from activities.outcomes import arguments_of, failed_outcome, progress_of
 from activities.output import exec_result, with_files
 from activities.provider import ProviderAccess
 from activities.refusals import start_refused
+from activities.session_secrets import SessionSecrets
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure, as_application_error
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName
 from sandhold.contracts.steps import CommandPlace, CommandProgress, CommandStep, SandboxRef, StopCommandsStep
@@ -40,9 +41,10 @@ _NOTHING_RUNS = frozenset({SandboxSignal.NOT_STARTED.value, SandboxSignal.LOST.v
 class CommandActivities:
     """Starts and ends commands by the launcher."""
 
-    def __init__(self, access: ProviderAccess, storage: SessionStorage) -> None:
+    def __init__(self, access: ProviderAccess, storage: SessionStorage, secrets: SessionSecrets) -> None:
         self._launcher = Launcher(access)
         self._storage = storage
+        self._secrets = secrets
 
     @activity.defn(name=Activity.RUN_COMMAND)
     async def run_command(self, step: CommandStep) -> CommandProgress:
@@ -111,9 +113,11 @@ class CommandActivities:
     ) -> tuple[CallReport, int]:
         """What became of the command by the end of this request, and the sandbox's clock at its beginning.
 
-        Raises ToolFailure when nothing was started and nothing ever will be under this call id.
+        Raises ToolFailure when nothing was started and nothing ever will be under this call id; ApplicationError when a
+        secret is missing.
         """
         script = _script(arguments)
+        environment = await self._secrets.environment(step.ref, step.secret_env)
         upload_path = await self._uploaded(step.ref, script)
         answer = await self._launcher.ask(
             step.ref,
@@ -127,6 +131,7 @@ class CommandActivities:
                 cap_bytes=step.output_cap_bytes,
                 keep_stdin=arguments.stdin,
                 upload_path=upload_path,
+                environment=environment,
             ),
             sure=False,  # the sandbox is started then, and the command called again
         )

@@ -19,7 +19,15 @@ from daytona import DaytonaError, DaytonaTimeoutError
 from daytona.common.errors import SOURCE_DAEMON
 from temporalio.exceptions import ApplicationError
 
-from sandhold.contracts.errors import NOT_RUNNING_WORDS, ProviderFault, ToolError, from_provider, retry_after_s
+from activities.clients import note_answer
+from sandhold.contracts.errors import (
+    NOT_RUNNING_WORDS,
+    ErrorCode,
+    ProviderFault,
+    ToolError,
+    from_provider,
+    retry_after_s,
+)
 
 T = TypeVar("T")
 
@@ -61,6 +69,15 @@ class ProviderError(ApplicationError):
         return self.fault.status == 409
 
     @property
+    def refuses_the_key(self) -> bool:
+        """401, which nothing inside a sandbox answers whatever it says of itself; or 403 by the provider itself about
+        what the key may do, not about a file or a quota."""
+        if self.error.code is ErrorCode.CONNECTION_REQUIRED:
+            return True
+        is_about_the_key = self.fault.status == 403 and self.error.code is ErrorCode.PROVIDER_REJECTED
+        return is_about_the_key and not self.came_from_inside
+
+    @property
     def saw_error_state(self) -> bool:
         """Whether the client waited for a state and saw `error` instead: a bare error with nothing but this text."""
         return self.fault.status is None and "entered error state" in self.fault.message
@@ -85,9 +102,14 @@ async def request(call: Awaitable[T], within_s: float) -> T:
     """Await one call of the client, for at most `within_s` seconds. Raises ProviderError; cancellation passes."""
     try:
         async with asyncio.timeout(within_s):
-            return await call
+            answer = await call
     except _CLIENT_ERRORS as error:
-        raise provider_error(error) from error
+        failure = provider_error(error)
+        if failure.refuses_the_key:
+            note_answer(failure.fault.status)
+        raise failure from error
+    note_answer(None)
+    return answer
 
 
 def provider_error(error: BaseException) -> ProviderError:

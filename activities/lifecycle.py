@@ -15,12 +15,14 @@ from daytona import AsyncSandbox, CreateSandboxFromSnapshotParams
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.connections import Connection
 from activities.deadlines import time_left_s
 from activities.deletion import delete_until_gone
 from activities.faults import ProviderError, readable, request
 from activities.heartbeats import heartbeats
 from activities.provider import AT_REST, BROKEN, ENDING, STARTED, ProviderAccess, shown, state_of
-from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
+from activities.session_secrets import SessionSecrets
+from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, as_application_error
 from sandhold.contracts.names import Activity
 from sandhold.contracts.steps import (
     CreateSandboxStep,
@@ -52,8 +54,9 @@ Look = Callable[[], Awaitable[AsyncSandbox]]
 class LifecycleActivities:
     """Brings provider sandboxes into the state that a step names."""
 
-    def __init__(self, access: ProviderAccess, settings: Settings) -> None:
+    def __init__(self, access: ProviderAccess, settings: Settings, secrets: SessionSecrets) -> None:
         self._access = access
+        self._secrets = secrets
         self._create_settle_s = settings.create_settle_s
 
     @activity.defn(name=Activity.CREATE_SANDBOX)
@@ -64,24 +67,53 @@ class LifecycleActivities:
         when the provider gives it up, `conflict` when its name belongs to somebody else, and `timeout`; the
         caller then deletes.
         """
-        ref = step.ref
-
-        async def look() -> AsyncSandbox:
-            found = await self._access.find(ref)
-            if found is None or state_of(found) in ENDING:
-                raise _vanished(ref)
-            return found
-
-        async with _within(step.timeout_s, f"creating the sandbox {ref.sandbox_id}"):
+        async with _within(step.timeout_s, f"creating the sandbox {step.ref.sandbox_id}"):
             sandbox = None
-            if activity.info().attempt > 1:  # also saves one of the few creates per minute
-                sandbox = await self._access.find(ref)
-            return shown(await self._to_started(sandbox or await self._create(step), look))
+            is_first = activity.info().attempt == 1
+            if not is_first:  # also saves one of the few creates per minute
+                ref, sandbox = await self._left_by_an_earlier_attempt(step.ref)
+            if sandbox is None:
+                connection = await self._may_be_created(step, is_first=is_first)
+                ref = step.ref.model_copy(update={"connection": connection.id})
+                sandbox = await self._create(connection, step.model_copy(update={"ref": ref}))
 
-    async def _create(self, step: CreateSandboxStep) -> AsyncSandbox:
-        client = await self._access.pool.client(step.ref.owner)
+            async def look() -> AsyncSandbox:
+                found = await self._access.find(ref)
+                if found is None or state_of(found) in ENDING:
+                    raise _vanished(ref)
+                return found
+
+            return shown(await self._to_started(sandbox, look), ref.connection)
+
+    async def _left_by_an_earlier_attempt(self, ref: SandboxRef) -> tuple[SandboxRef, AsyncSandbox | None]:
+        """What an earlier attempt has created, and the reference to it, under whichever connection that was."""
+        for connection in await self._access.pool.connections.possible(ref):
+            under = ref.model_copy(update={"connection": connection.id})
+            if (sandbox := await self._access.find(under)) is not None:
+                return under, sandbox
+        return ref, None
+
+    async def _may_be_created(self, step: CreateSandboxStep, *, is_first: bool) -> Connection:
+        """The connection to create the sandbox under.
+
+        Raises ApplicationError `connection_required`, and `invalid_arguments` when a secret is missing that its
+        commands will want.
+        """
+        try:
+            connection = await self._access.pool.connections.for_new(step.ref.owner, activity.info().scheduled_time)
+            if is_first and step.secret_env:
+                await self._secrets.environment(step.ref, step.secret_env)
+        except ApplicationError as error:
+            if is_first and error.non_retryable:
+                raise nothing_created(error) from error
+            raise
+        return connection
+
+    async def _create(self, connection: Connection, step: CreateSandboxStep) -> AsyncSandbox:
+        client = self._access.pool.client_of(connection)
         wanted = CreateSandboxFromSnapshotParams(
             name=self._access.name(step.ref),
+            language=client.default_language,
             labels=self._access.labels(step.ref),
             snapshot=step.snapshot or (f"daytona-{step.size}" if step.size else None),
             env_vars=step.env,
@@ -90,9 +122,14 @@ class LifecycleActivities:
             auto_delete_interval=-1,  # never
             ttl_minutes=step.ttl_minutes,
         )
+        created: list[str] = []
         try:
-            return await request(client.create(wanted, timeout=CHANGE_ANSWER_S), CHANGE_ANSWER_S + 5)
+            # As its `create` does, which does not tell whether the request was answered before it failed.
+            creating = client._create(wanted, timeout=CHANGE_ANSWER_S, created=created)
+            sandbox = await request(creating, CHANGE_ANSWER_S + 5)
         except ProviderError as error:
+            if error.refuses_the_key and not created and activity.info().attempt == 1:
+                raise nothing_created(error) from error
             if error.fault.status in _REFUSED:
                 raise
             activity.logger.info("the create was not answered as hoped, looking by name: %s", error)
@@ -100,6 +137,8 @@ class LifecycleActivities:
             if found is None:
                 raise
             return found
+        self._access.came_by(connection, sandbox)
+        return sandbox
 
     @activity.defn(name=Activity.START_SANDBOX)
     async def start_sandbox(self, step: LifecycleStep) -> ProviderSandbox:
@@ -110,7 +149,7 @@ class LifecycleActivities:
         """
         async with _within(step.timeout_s, f"starting the sandbox {step.ref.sandbox_id}"):
             look = self._look(step.ref)
-            return shown(await self._to_started(await look(), look))
+            return await self._shown(step.ref, await self._to_started(await look(), look))
 
     @activity.defn(name=Activity.STOP_SANDBOX)
     async def stop_sandbox(self, step: LifecycleStep) -> ProviderSandbox:
@@ -118,7 +157,7 @@ class LifecycleActivities:
         async with _within(step.timeout_s, f"stopping the sandbox {step.ref.sandbox_id}"):
             look = self._look(step.ref)
             self._access.forget(step.ref)
-            return shown(await self._to_rest(await look(), look))
+            return await self._shown(step.ref, await self._to_rest(await look(), look))
 
     @activity.defn(name=Activity.ARCHIVE_SANDBOX)
     async def archive_sandbox(self, step: LifecycleStep) -> ProviderSandbox:
@@ -136,7 +175,7 @@ class LifecycleActivities:
                 if not _is_archived(sandbox):
                     await asyncio.sleep(PAUSE_S)
                     sandbox = await self._to_rest(sandbox, look)
-            return shown(sandbox)
+            return await self._shown(step.ref, sandbox)
 
     @activity.defn(name=Activity.DELETE_SANDBOX)
     async def delete_sandbox(self, step: DeleteSandboxStep) -> None:
@@ -147,13 +186,24 @@ class LifecycleActivities:
         """
         async with heartbeats():
             try:
-                await delete_until_gone(self._access, step, self._create_settle_s)
+                await self._delete(step)
             except ApplicationError as error:
                 if not error.non_retryable:
                     raise
                 raise ApplicationError(
                     error.message, *error.details, type=error.type, next_retry_delay=error.next_retry_delay
                 ) from error
+
+    async def _delete(self, step: DeleteSandboxStep) -> None:
+        if step.nothing_created:
+            return
+        # While it is unknown under which connection it was created, it may be under any of them.
+        for connection in await self._access.pool.connections.possible(step.ref):
+            ref = step.ref.model_copy(update={"connection": connection.id})
+            await delete_until_gone(self._access, step.model_copy(update={"ref": ref}), self._create_settle_s)
+
+    async def _shown(self, ref: SandboxRef, sandbox: AsyncSandbox) -> ProviderSandbox:
+        return shown(sandbox, (await self._access.pool.connections.of(ref)).id)
 
     def _look(self, ref: SandboxRef) -> Look:
         return lambda: self._access.find_or_confirm_lost(ref)
@@ -272,3 +322,8 @@ def _vanished(ref: SandboxRef) -> ApplicationError:
     return as_application_error(
         ToolError(code=ErrorCode.PROVIDER_UNAVAILABLE, message=message, retryable=True), non_retryable=False
     )
+
+
+def nothing_created(error: ApplicationError) -> ApplicationError:
+    """The same failure, of a creation that the provider was never asked for."""
+    return ApplicationError(error.message, *error.details, type=SandboxSignal.NOTHING_CREATED, non_retryable=True)

@@ -10,16 +10,17 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
-from daytona import AsyncDaytona, AsyncSandbox, DaytonaConfig
-from pydantic import SecretStr
+from daytona import AsyncSandbox
 from temporalio.exceptions import ApplicationError
 
 from activities.absence import Absence
+from activities.clients import Key, ProviderPool
+from activities.connections import Connection, elsewhere
 from activities.deadlines import time_left_s
 from activities.faults import ProviderError, request
+from activities.organizations import Organizations
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, as_application_error
 from sandhold.contracts.names import provider_labels, provider_name
 from sandhold.contracts.steps import ProviderSandbox, SandboxRef
@@ -41,71 +42,6 @@ LOOK_AGAIN_S = 2.0
 """Between two looks at a sandbox that seems to be at rest."""
 
 
-class _Client(AsyncDaytona):
-    """The official client, without the tracing that it sets up for the whole process when its environment says so."""
-
-    def _init_otel(self, sdk_version: str) -> None:
-        """Do nothing: a tracer provider and an instrumented aiohttp of its own would displace the worker's."""
-
-
-@dataclass(frozen=True)
-class Connection:
-    """An owner's access to a provider. A new key for the same name is a new version."""
-
-    name: str
-    version: int
-    api_url: str | None
-    """None for the hosted service."""
-    api_key: SecretStr
-
-
-class ProviderPool:
-    """One client per connection and version, made when it is first needed, closed with the pool.
-
-    A client per call would leak descriptors and cost a connection each time.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._clients: dict[tuple[str, int], AsyncDaytona] = {}
-
-    async def client(self, owner: str) -> AsyncDaytona:
-        """The client for this owner's sandboxes. Raises ApplicationError `connection_required` without a key."""
-        connection = self._connection(owner)
-        key = (connection.name, connection.version)
-        if key not in self._clients:
-            self._clients[key] = _Client(
-                DaytonaConfig(
-                    api_key=connection.api_key.get_secret_value(),
-                    api_url=connection.api_url,
-                    # Requests that wait for a command hold a connection for seconds each; the worker's own
-                    # limit on activities bounds them.
-                    connection_pool_maxsize=None,
-                )
-            )
-        return self._clients[key]
-
-    def _connection(self, owner: str) -> Connection:
-        """The connection that `owner` uses: today the deployment's own, for every owner."""
-        key = self._settings.daytona_api_key
-        if key is None:
-            raise as_application_error(
-                ToolError(
-                    code=ErrorCode.CONNECTION_REQUIRED,
-                    message=f"no Daytona connection for the owner {owner!r}",
-                    hint="Ask the user to connect Daytona, or set DAYTONA_API_KEY for the worker.",
-                    provider="daytona",
-                )
-            )
-        return Connection("default", 1, self._settings.daytona_api_url, key)
-
-    async def close(self) -> None:
-        """Close every client. Safe to repeat."""
-        clients, self._clients = list(self._clients.values()), {}
-        for client in clients:
-            await client.close()  # type: ignore[no-untyped-call]
-
-
 class ProviderAccess:
     """What activities need of the provider about one sandbox: find it, use what runs in it."""
 
@@ -115,7 +51,9 @@ class ProviderAccess:
         self.deployment = deployment
         self.request_timeout_s = settings.request_timeout_s
         self.absence_confirm_s = settings.absence_confirm_s
-        self._live: OrderedDict[str, AsyncSandbox] = OrderedDict()
+        self._live: OrderedDict[str, tuple[Key, AsyncSandbox]] = OrderedDict()
+        self._found_under: OrderedDict[str, Key] = OrderedDict()
+        self._organizations = Organizations()
 
     def name(self, ref: SandboxRef) -> str:
         """The sandbox's name at the provider: the same for every attempt at creating this generation."""
@@ -144,13 +82,31 @@ class ProviderAccess:
 
     async def find_any(self, ref: SandboxRef) -> AsyncSandbox | None:
         """As `find`, also when the sandbox of that name is not ours."""
-        client = await self.pool.client(ref.owner)
+        return await self._find_under(await self.pool.connections.of(ref), ref)
+
+    async def _find_under(self, connection: Connection, ref: SandboxRef) -> AsyncSandbox | None:
+        client = self.pool.client_of(connection)
         try:
-            return await request(client.get(ref.provider_id or self.name(ref)), self.request_timeout_s)
+            sandbox = await request(client.get(ref.provider_id or self.name(ref)), self.request_timeout_s)
         except ProviderError as error:
-            if error.not_found:
-                return None
-            raise
+            if not error.not_found:
+                raise
+        else:
+            self.came_by(connection, sandbox)
+            return sandbox
+        if ref.organization is not None:
+            # A key of another organization gets this answer for everything.
+            organization = await self._organizations.of(connection, client, self.request_timeout_s)
+            if organization not in {None, ref.organization}:
+                raise elsewhere(ref)
+        return None
+
+    def came_by(self, connection: Connection, sandbox: AsyncSandbox) -> None:
+        """Note by which key this object of a sandbox was had, and works."""
+        self._found_under[sandbox.id] = connection.key
+        self._found_under.move_to_end(sandbox.id)
+        while len(self._found_under) > REMEMBERED_SANDBOXES:
+            self._found_under.popitem(last=False)
 
     def is_ours(self, ref: SandboxRef, sandbox: AsyncSandbox) -> bool:
         """Whether this is the sandbox that we created: by its id, or by the labels that we gave it."""
@@ -192,7 +148,8 @@ class ProviderAccess:
         `absence_confirm_s` later. With `sure` false a read is enough, for callers that conclude nothing final from it,
         such as those whose failure makes the workflow start the sandbox.
         """
-        sandbox = self._known(ref) or await self._looked_up(ref, sure=sure)
+        connection = await self.pool.connections.of(ref)
+        sandbox = self._known(connection, ref) or await self._looked_up(ref, sure=sure)
         believed_running = sandbox.state == STARTED
         try:
             return await request(use(sandbox), within_s)
@@ -203,12 +160,13 @@ class ProviderAccess:
             await self._explain(ref, error, sure=sure)
             raise
 
-    def _known(self, ref: SandboxRef) -> AsyncSandbox | None:
-        """The running sandbox, if this worker knows it already."""
-        live = self._live.get(ref.provider_id or "")
-        if live is None or live.state != STARTED:  # kept up to date by the provider's events
+    def _known(self, connection: Connection, ref: SandboxRef) -> AsyncSandbox | None:
+        """The running sandbox, if this worker knows it already by the present key."""
+        key, live = self._live.get(ref.provider_id or "", (None, None))
+        if live is None or key != connection.key or live.state != STARTED:  # kept up to date by the provider's events
             self.forget(ref)
             return None
+        self.pool.client_of(connection)  # it works through this one, which stays open
         self._live.move_to_end(live.id)
         return live
 
@@ -249,8 +207,8 @@ class ProviderAccess:
         return time_left_s() > (self.absence_confirm_s if confirm_s is None else confirm_s) + self.request_timeout_s
 
     def remember(self, sandbox: AsyncSandbox) -> None:
-        """Keep a running sandbox at hand for the calls that follow."""
-        self._live[sandbox.id] = sandbox
+        """Keep a running sandbox, which was found here, at hand for the calls that follow."""
+        self._live[sandbox.id] = self._found_under[sandbox.id], sandbox
         while len(self._live) > REMEMBERED_SANDBOXES:
             self._live.popitem(last=False)
 
@@ -265,9 +223,15 @@ def state_of(sandbox: AsyncSandbox) -> str:
     return sandbox.state.value if sandbox.state is not None else "unknown"
 
 
-def shown(sandbox: AsyncSandbox) -> ProviderSandbox:
-    """What the workflow keeps of a provider's sandbox."""
-    return ProviderSandbox(provider_id=sandbox.id, provider_name=sandbox.name, state=state_of(sandbox))
+def shown(sandbox: AsyncSandbox, connection: str | None) -> ProviderSandbox:
+    """What the workflow keeps of a provider's sandbox, and under which connection it was found."""
+    return ProviderSandbox(
+        provider_id=sandbox.id,
+        provider_name=sandbox.name,
+        state=state_of(sandbox),
+        connection=connection,
+        organization=sandbox.organization_id or None,
+    )
 
 
 def lost(ref: SandboxRef) -> ApplicationError:

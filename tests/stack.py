@@ -19,7 +19,8 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Replayer
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from activities.provider import ProviderAccess, ProviderPool
+from activities.clients import ProviderPool
+from activities.provider import ProviderAccess
 from sandhold.cli.stack.temporal_server import dev_server_tuning, temporal_program
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import (
@@ -92,10 +93,10 @@ class Stack:
     def faults(self) -> FaultPlan:
         return self.daytona.faults
 
-    async def open(self, **policy: Any) -> Session:
+    async def open(self, owner: str = "tests", **policy: Any) -> Session:
         """A new session; short grace and lifecycle bounds unless the policy says otherwise."""
         chosen = {"end_grace_s": 0.5, "lifecycle_timeout_s": 20.0, "create_timeout_s": 30.0, **policy}
-        session = await self.sandhold.open_session(f"test-{os.getpid()}-{next(_numbers)}", owner="tests", policy=chosen)
+        session = await self.sandhold.open_session(f"test-{os.getpid()}-{next(_numbers)}", owner=owner, policy=chosen)
         self.opened.append(session)
         return session
 
@@ -149,16 +150,20 @@ async def running_stack(
     storage_url: str | None = None,
     workers: bool = True,
     keyring: str = KEY_RING,
+    is_connected: bool = True,
 ) -> AsyncIterator[Stack]:
-    """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given."""
+    """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given.
+
+    Unless `is_connected` the deployment has no provider of its own.
+    """
     settings = Settings(
         data_dir=data_dir,
         temporal_address=temporal.service_client.config.target_host,
         task_queue=task_queue,
         storage_url=storage_url,
         keyring=SecretStr(keyring),
-        daytona_api_url=daytona.url,
-        daytona_api_key=SecretStr(daytona.api_key),
+        daytona_api_url=daytona.url if is_connected else None,
+        daytona_api_key=SecretStr(daytona.api_key) if is_connected else None,
         absence_confirm_s=ABSENCE_CONFIRM_S,
         create_settle_s=CREATE_SETTLE_S,
     )
@@ -170,7 +175,7 @@ async def running_stack(
         vault = await open_vault(settings, open_key_ring(settings))
         resources.push_async_callback(vault.close)
         if workers:
-            pool = ProviderPool(settings)
+            pool = ProviderPool(settings, vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, settings, deployment)
             activities = activities_of(temporal, settings, access, vault)

@@ -82,6 +82,7 @@ class ExecCalls:
             arguments_ref=request.arguments_ref,
             default_timeout_ms=max(1, round(policy.command_timeout_s * 1000)),
             output_cap_bytes=policy.output_cap_bytes,
+            secret_env=self._start.arguments.secret_env or [],
         )
         try:
             progress = await step_in_two_tries(call, Activity.RUN_COMMAND, command, CommandProgress)

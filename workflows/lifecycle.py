@@ -117,6 +117,8 @@ class Lifecycle:
             generation=self._start.generation,
             provider_id=self._kept.provider_id,
             storage_quota_bytes=self._start.policy.storage_quota_bytes,
+            connection=self._kept.connection,
+            organization=self._kept.organization,
         )
 
     def used(self) -> None:
@@ -187,7 +189,11 @@ class Lifecycle:
     async def delete(self) -> None:
         """Delete the sandbox; returns when its absence is confirmed, however long that takes."""
         self._enter(SandboxState.DELETING)
-        step = DeleteSandboxStep(ref=self.ref(), create_requested_at=self._kept.create_requested_at)
+        step = DeleteSandboxStep(
+            ref=self.ref(),
+            create_requested_at=self._kept.create_requested_at,
+            nothing_created=self._kept.nothing_created,
+        )
         deletion = asyncio.create_task(self._delete_for_ever(step))
         await until(deletion.done)
         deletion.result()
@@ -284,6 +290,7 @@ class Lifecycle:
                     size=asked.size,
                     snapshot=asked.snapshot,
                     env=asked.env or {},
+                    secret_env=asked.secret_env or [],
                     auto_stop_minutes=_minutes(self._start.idle_stop_s + _BACKSTOP_IDLE_S),
                     ttl_minutes=_minutes(policy.max_lifetime_s + _BACKSTOP_LIFETIME_S),
                     timeout_s=policy.create_timeout_s,
@@ -294,9 +301,10 @@ class Lifecycle:
                 retry_policy=PATIENT,
                 summary=f"create {self._start.sandbox_id}",
             )
-        except ActivityError:
+        except ActivityError as failure:
             # Its last request was sent at this moment at the latest.
             self._kept.create_requested_at = workflow.now()
+            self._kept.nothing_created = signal_of(failure) is SandboxSignal.NOTHING_CREATED
             raise
         return found
 
@@ -329,6 +337,9 @@ class Lifecycle:
             workflow.upsert_search_attributes([PROVIDER_ID_KEY.value_set(found.provider_id)])
         kept.provider_id = found.provider_id
         kept.provider_name = found.provider_name
+        # What a worker does not tell that knows no connections yet stays as it was.
+        kept.connection = found.connection or kept.connection
+        kept.organization = found.organization or kept.organization
         kept.create_requested_at = None
 
     def _note_success(self, change: Change, found: ProviderSandbox) -> None:

@@ -160,6 +160,8 @@ class Sandbox:
             session_id=start.session_id,
             owner=start.owner,
             provider_name=kept.provider_name,
+            connection=kept.connection,
+            organization=kept.organization,
             ending=kept.ending,
             calls=running,
             next=self._next(),

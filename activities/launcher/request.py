@@ -100,7 +100,7 @@ class LauncherRequest:
     command: str
     wait_s: float
     """How long the launcher may take to answer, apart from its own work."""
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 def start_request(
@@ -114,12 +114,15 @@ def start_request(
     cap_bytes: int,
     keep_stdin: bool = False,
     upload_path: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> LauncherRequest:
     """Start the command of `call_id` unless it was started before; answer when it has ended, or after `wait_s`.
 
     `upload_path` is where a script above INLINE_SCRIPT_BYTES has been uploaded to; it is moved away from there
     or removed. `again` says that an earlier request may have started the command. The command is ended after
     `timeout_s`, and when it has written more than `cap_bytes`. Its standard input is empty, or with `keep_stdin` open.
+    `environment` holds variables that it gets besides those of the sandbox: its processes' environment is the only
+    place in the sandbox where their values are.
     """
     env = {
         "SANDHOLD_CWD": script.cwd,
@@ -142,7 +145,7 @@ def start_request(
         "open" if keep_stdin else "empty",
         "reopens" if _REOPENS.search(script.text) else "appends",
     ]
-    return _request("start", words, wait_s, env)
+    return _request("start", words, wait_s, {**(environment or {}), **env})
 
 
 def follow_request(known: Sequence[Position], *, wait_s: float, budget_bytes: int) -> LauncherRequest:

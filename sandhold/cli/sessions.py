@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,7 +15,7 @@ from sandhold.cli.output import EXIT_OK, JsonFlag, output, run
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sandhold.client import SessionRow, ShownSession
+    from sandhold.client import Capability, SessionRow, ShownSession
     from sandhold.contracts.sessions import SessionOutcome
     from sandhold.contracts.transfers import SavedWorkspace
 
@@ -75,6 +76,7 @@ def show(session: SessionArgument, as_json: JsonFlag = False) -> None:
         from sandhold.cli.connecting import connected
 
         shown = await (await connected()).session(session).show()
+        shown = shown.model_copy(update={"capabilities": await _capabilities(shown.owner)})
         output.show(shown, lambda: _table_of_session(shown))
         return EXIT_OK
 
@@ -105,6 +107,30 @@ def end(
     run(work)
 
 
+async def _capabilities(owner: str) -> list[Capability]:
+    """What the owner's sessions can use; that the vault cannot be read hides nothing else of a session."""
+    if find_spec("sqlalchemy") is None:
+        return _unknown("the vault is read on the server side")
+    from sandhold.cli.vaults import opened_vault
+    from sandhold.connections.capabilities import capabilities_of
+    from sandhold.security import SecurityError
+    from sandhold.settings import Settings
+    from sandhold.vault import VaultError
+
+    settings = Settings.load()
+    try:
+        async with opened_vault(settings) as vault:
+            return await capabilities_of(settings, vault, owner)
+    except (VaultError, SecurityError) as error:
+        return _unknown(str(error))
+
+
+def _unknown(why: str) -> list[Capability]:
+    from sandhold.client import Capability
+
+    return [Capability(name="sandboxes", reason=f"not known here: {why}")]
+
+
 def _policy(given: str | None) -> dict[str, Any] | None:
     if given is None:
         return None
@@ -117,6 +143,9 @@ def _policy(given: str | None) -> dict[str, Any] | None:
     if not isinstance(policy, dict):
         raise typer.BadParameter("--policy must be a JSON object")
     return policy
+
+
+_IS = {True: "has", False: "has no", None: "may have"}
 
 
 def _moment(moment: datetime | None) -> str:
@@ -141,8 +170,9 @@ def _table_of_session(shown: ShownSession) -> Table:
         "sandbox", "state", "calls", "used (UTC)", "stops (UTC)", "provider id", "error", title=title, box=None
     )
     kept = [f"sandbox {row.sandbox_id} {_kept(row.saved)}" for row in shown.sandboxes if row.saved is not None]
-    if kept:
-        table.caption, table.caption_justify = Text("\n".join(kept)), "left"
+    uses = [f"{_IS[each.available]} {each.name}: {each.reason}" for each in shown.capabilities]
+    if kept or uses:
+        table.caption, table.caption_justify = Text("\n".join([*uses, *kept])), "left"
     for row in shown.sandboxes:
         table.add_row(
             row.sandbox_id,

@@ -25,8 +25,11 @@ class SessionRow(Message):
 class Capability(Message):
     """Something that the session's tools can use, or why they cannot."""
 
-    name: Literal["daytona"]
-    available: bool
+    name: Literal["sandboxes", "github"]
+    available: bool | None = None
+    """None where whoever tells cannot know."""
+    connection: Literal["own", "deployment"] | None = None
+    """By whose connection: the owner's own, or the deployment's."""
     reason: str
     """Where it comes from, or what is missing."""
 
@@ -45,10 +48,5 @@ class ShownSession(Message):
     """When the maximum lifetime is reached."""
     policy: Policy
     capabilities: list[Capability]
+    """What its tools can use; empty unless told by somebody who can read the vault, as the command line does."""
     sandboxes: list[ShownSandbox]
-
-
-# Connections of owners do not exist yet: every session uses the provider account of the deployment's worker.
-DEPLOYMENT_CAPABILITIES = (
-    Capability(name="daytona", available=True, reason="the provider account of this deployment"),
-)

@@ -16,14 +16,15 @@ from sandhold.client.commands import Command
 from sandhold.client.ending import Ending
 from sandhold.client.errors import SessionEnded, SessionNotFound, WaitTimeout
 from sandhold.client.files import SessionFiles
+from sandhold.client.pending import last_failure
 from sandhold.client.requests import Deadline, NeverRan, TemporalRequests
-from sandhold.client.rows import DEPLOYMENT_CAPABILITIES, ShownSession
+from sandhold.client.rows import ShownSession
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import Size
 from sandhold.contracts.names import STATUS_QUERY, SUBMIT_SIGNAL, ToolName, sandbox_workflow_id, session_workflow_id
-from sandhold.contracts.sandboxes import SandboxStatus, ShownSandbox
+from sandhold.contracts.sandboxes import SandboxState, SandboxStatus, ShownSandbox
 from sandhold.contracts.sessions import EndAnswer, SessionOutcome, SessionStatus, listed, shown_sandboxes
 from sandhold.contracts.tools import (
     CreateSandboxResult,
@@ -149,6 +150,7 @@ class Session:
         size: Size | None = None,
         snapshot: str | None = None,
         env: Mapping[str, str] | None = None,
+        secret_env: Iterable[str] | None = None,
         auto_stop_minutes: int | None = None,
         upload_files: Iterable[tuple[str, str]] | None = None,
         restore_from: str | RestoreFrom | None = None,
@@ -157,8 +159,9 @@ class Session:
     ) -> CreateSandboxResult:
         """Create a sandbox and return once it is started, with what it was asked to bring along.
 
-        `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be brought is told
-        by the result, and fails nothing else.
+        `secret_env` names secrets of the session that its commands get as environment variables, with the values of
+        the moment. `upload_files` are pairs of a path in session storage and one in the sandbox. What could not be
+        brought is told by the result, and fails nothing else.
         """
         arguments = _given(
             title=title,
@@ -166,6 +169,7 @@ class Session:
             size=size,
             snapshot=snapshot,
             env=dict(env) if env is not None else None,
+            secret_env=list(secret_env) if secret_env is not None else None,
             auto_stop_minutes=auto_stop_minutes,
             upload_files=None if upload_files is None else _pairs(upload_files),
             restore_from=None if restore_from is None else _source(restore_from),
@@ -316,12 +320,12 @@ class Session:
         return await self._status(Deadline.after(timeout))
 
     async def show(self, *, timeout: float | None = None) -> ShownSession:
-        """The session with the live state of everything it owns. Raises SessionNotFound."""
+        """The session with the live state of everything it owns, without capabilities. Raises SessionNotFound."""
         deadline = Deadline.after(timeout)
         status = await self._status(deadline)
         return ShownSession(
             **{name: getattr(status, name) for name in ShownSession.model_fields if hasattr(status, name)}
-            | {"capabilities": list(DEPLOYMENT_CAPABILITIES), "sandboxes": await self._shown(status, deadline)}
+            | {"capabilities": [], "sandboxes": await self._shown(status, deadline)}
         )
 
     @overload
@@ -399,13 +403,17 @@ class Session:
     async def _sandbox_status(self, sandbox_id: str, deadline: Deadline) -> SandboxStatus | None:
         workflow_id = sandbox_workflow_id(self.session_id, sandbox_id)
         try:
-            return await self._requests.query(workflow_id, STATUS_QUERY, answer=SandboxStatus, deadline=deadline)
+            status = await self._requests.query(workflow_id, STATUS_QUERY, answer=SandboxStatus, deadline=deadline)
         except (WaitTimeout, NeverRan, WorkflowQueryFailedError):
             return None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
+        if status.state == SandboxState.DELETING and status.error is None:
+            # It is repeated for ever; the workflow itself hears of no failed attempt.
+            status.error = await last_failure(self._requests, workflow_id, deadline)
+        return status
 
     async def _sandbox_ids(self, deadline: Deadline) -> list[str]:
         try:

@@ -83,6 +83,8 @@ class SandboxSignal(StrEnum):
 
     NOT_STARTED = "SandboxNotStarted"
     """The provider says that the sandbox is not running; nothing was done. Start it and call again."""
+    NOTHING_CREATED = "NothingCreated"
+    """No create request was sent, by this attempt or an earlier one: there is nothing to delete."""
     LOST = ErrorCode.SANDBOX_LOST.value
     """The sandbox is confirmed absent."""
     FAILED = ErrorCode.SANDBOX_FAILED.value

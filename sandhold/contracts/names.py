@@ -43,6 +43,9 @@ SEARCH_ATTRIBUTES = (
     PROVIDER_ID_ATTRIBUTE,
 )
 
+DEFAULT_CONNECTION = "default"
+"""The id of the deployment's own connection to a provider; those of owners have ids of the vault."""
+
 # Labels at the provider.
 MANAGED_LABEL = "sandhold-managed"
 DEPLOYMENT_LABEL = "sandhold-deployment"

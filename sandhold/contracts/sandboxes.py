@@ -99,6 +99,11 @@ class SandboxCarried(Message):
     state: SandboxState
     provider_id: str | None = None
     provider_name: str | None = None
+    connection: str | None = None
+    """As in `SandboxRef`."""
+    organization: str | None = None
+    nothing_created: bool = False
+    """Whether the provider was never asked for a sandbox."""
     create_requested_at: datetime | None = None
     last_used_at: datetime
     stopped_at: datetime | None = None
@@ -129,6 +134,9 @@ class SandboxStatus(ShownSandbox):
     session_id: str
     owner: str
     provider_name: str | None = None
+    connection: str | None = None
+    """As in `SandboxRef`."""
+    organization: str | None = None
     ending: str | None = None
     calls: list[str] = Field(default_factory=list)
     """The ids of the running calls."""

@@ -24,6 +24,11 @@ class SandboxRef(Message):
     provider_id: str | None = None
     storage_quota_bytes: int = Policy().storage_quota_bytes
     """What the session may hold in storage, by its policy."""
+    connection: str | None = None
+    """Under which connection the provider's sandbox was created: `default`, the deployment's own, or the id of one of
+    the owner's. None while that is unknown, and for what was created before owners had connections."""
+    organization: str | None = None
+    """The provider's organization that holds it, where known."""
 
 
 class ProviderSandbox(Message):
@@ -33,6 +38,9 @@ class ProviderSandbox(Message):
     provider_name: str
     state: str
     """The provider's own state, for example `started`."""
+    connection: str | None = None
+    """As in `SandboxRef`."""
+    organization: str | None = None
 
 
 class CreateSandboxStep(Message):
@@ -42,6 +50,8 @@ class CreateSandboxStep(Message):
     size: Size | None = None
     snapshot: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
+    secret_env: list[str] = Field(default_factory=list)
+    """Names of session secrets that its commands will want: looked for, and not told to the provider."""
     auto_stop_minutes: int
     """The provider's own backstop, longer than ours."""
     ttl_minutes: int
@@ -61,6 +71,8 @@ class DeleteSandboxStep(Message):
     ref: SandboxRef
     create_requested_at: datetime | None = None
     """When the last create request may have been sent, unless its answer is known: such a request can still commit."""
+    nothing_created: bool = False
+    """Whether no create request was ever sent."""
 
 
 class CallStep(Message):
@@ -79,6 +91,8 @@ class CommandStep(CallStep):
     """Timeout of a command that names none; a background command that names none has no timeout."""
     output_cap_bytes: int
     """Bytes of stdout and stderr together above which the command is ended."""
+    secret_env: list[str] = Field(default_factory=list)
+    """Names of the session secrets that the command gets in its environment."""
 
 
 class DownloadStep(CallStep):

@@ -19,6 +19,7 @@ from sandhold.contracts.commands import CommandArguments, CommandResult
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import CommandStatus, SandboxId, SandboxPath, Size, Text
 from sandhold.contracts.names import MODEL_TOOLS, WORKSPACE_PATH, ToolName
+from sandhold.contracts.secrets import SECRET_NAME_PATTERN, why_no_secret_variable
 from sandhold.contracts.transfers import (
     FailedUpload,
     PushFilesArguments,
@@ -37,6 +38,7 @@ DEFAULT_TIMEOUT_MS = 120_000
 MAX_TIMEOUT_MS = 86_400_000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _ENV_LIMIT_BYTES = 64 * 1024
+SECRETS_LIMIT = 100
 
 
 def _environment(value: dict[str, str]) -> dict[str, str]:
@@ -48,6 +50,22 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     if sum(len(name) + len(content.encode()) for name, content in value.items()) > _ENV_LIMIT_BYTES:
         raise ValueError(f"must be at most {_ENV_LIMIT_BYTES} bytes in all")
     return value
+
+
+def _secret_names(value: list[str]) -> list[str]:
+    for name in value:
+        if (refused := why_no_secret_variable(name)) is not None:
+            raise ValueError(refused)
+    if len(set(value)) != len(value):
+        raise ValueError("must name each secret once")
+    return value
+
+
+SecretNames = Annotated[
+    list[Annotated[str, Field(pattern=SECRET_NAME_PATTERN, max_length=128)]],
+    Field(max_length=SECRETS_LIMIT),
+    AfterValidator(_secret_names),
+]
 
 
 class CreateSandboxArguments(Strict):
@@ -63,6 +81,10 @@ class CreateSandboxArguments(Strict):
     """Provider snapshot to start from; a snapshot brings its own size."""
     env: Annotated[dict[str, str], Field(max_length=200), AfterValidator(_environment)] | None = None
     """Environment variables for every command in the sandbox."""
+    secret_env: SecretNames | None = None
+    """Names of secrets that the user has set for this session. Each command gets them as environment variables of these
+    names, with the values that they have when it starts; you never see a value, and output shows `[redacted:NAME]`
+    instead. A name that is not set is an error: ask the user to set it."""
     auto_stop_minutes: int | None = Field(None, ge=1, le=60)
     """Minutes without any call after which the sandbox is stopped, by default as the session's policy says (5). Its
     files stay; the next call starts it again."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from sandhold.local_daytona.errors import ApiError, bad_request
+from sandhold.local_daytona.errors import ApiError, bad_request, timestamp
 from sandhold.local_daytona.fault_routes import INTERFERENCE
 from sandhold.local_daytona.housekeeping import MAX_AUTO_ARCHIVE_MINUTES
 from sandhold.local_daytona.listing import page_of, read_list_query
@@ -65,6 +65,7 @@ class ControlRoutes:
             web.get(f"{one}/toolbox-proxy-url", self.toolbox_proxy_url),
             web.get("/api/snapshots", self.list_snapshots),
             web.get("/api/snapshots/{id}", self.get_snapshot),
+            web.get("/api/api-keys/current", self.current_key),
             web.get("/api/config", self.config),
         ]
 
@@ -149,6 +150,20 @@ class ControlRoutes:
         if snapshot is None:
             raise ApiError(404, f"Snapshot with ID or name {key} not found")
         return web.json_response(snapshot.shown(self._organization_id, self._since))
+
+    async def current_key(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "name": "local",
+                "value": "****",
+                "createdAt": timestamp(self._since),
+                "permissions": ["write:sandboxes", "delete:sandboxes"],
+                "lastUsedAt": None,
+                "expiresAt": None,
+                "userId": "local",
+                "organizationId": self._organization_id,
+            }
+        )
 
     async def config(self, request: web.Request) -> web.Response:
         origin = self._origin()

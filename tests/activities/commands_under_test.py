@@ -41,7 +41,7 @@ class Commands:
     def __init__(self, provider: ProviderUnderTest, ref: SandboxRef) -> None:
         self.provider = provider
         self.ref = ref
-        self.activities = CommandActivities(provider.access, provider.storage)
+        self.activities = CommandActivities(provider.access, provider.storage, provider.secrets)
         self.following = FollowingActivities(provider.access, provider.storage)
         self.io = CommandIoActivities(provider.access, provider.storage)
         self.output = SegmentReader(provider.storage)

@@ -16,13 +16,16 @@ from daytona import AsyncDaytona, AsyncSandbox, DaytonaNotFoundError, ListSandbo
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities.clients import ProviderPool
 from activities.files import FileActivities
 from activities.lifecycle import LifecycleActivities
-from activities.provider import ProviderAccess, ProviderPool
+from activities.provider import ProviderAccess
+from activities.session_secrets import SessionSecrets
 from sandhold.contracts.names import DEPLOYMENT_LABEL
 from sandhold.contracts.steps import CreateSandboxStep, DeleteSandboxStep, LifecycleStep, SandboxRef
 from sandhold.settings import Settings
 from sandhold.storage import SessionStorage
+from sandhold.vault import Vault
 from tests.local_daytona_server import LocalDaytona
 
 S = TypeVar("S")
@@ -40,11 +43,13 @@ class ProviderUnderTest:
     local: LocalDaytona | None
     """None for a real account."""
     deployment: str = field(default_factory=lambda: f"test-{uuid.uuid4()}")
+    vault: Vault | None = None
 
     def __post_init__(self) -> None:
-        self.pool = ProviderPool(self.settings)
+        self.pool = ProviderPool(self.settings, self.vault)
         self.access = ProviderAccess(self.pool, self.settings, self.deployment)
-        self.lifecycle = LifecycleActivities(self.access, self.settings)
+        self.secrets = SessionSecrets(self.settings, self.pool.connections, _no_session)
+        self.lifecycle = LifecycleActivities(self.access, self.settings, self.secrets)
         self.files = FileActivities(self.access, self.storage)
 
     def with_storage(self, storage: SessionStorage) -> ProviderUnderTest:
@@ -150,6 +155,10 @@ class ProviderUnderTest:
         for sandbox in await self.held():
             await sandbox.delete()
         await self.pool.close()
+
+
+async def _no_session(session_id: str) -> None:
+    """What Temporal knows of these sessions."""
 
 
 def create_step(ref: SandboxRef, **changes: Any) -> CreateSandboxStep:

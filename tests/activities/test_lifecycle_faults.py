@@ -302,7 +302,8 @@ async def test_without_a_key_the_owner_is_asked_to_connect(local_provider: Provi
     unconnected = ProviderUnderTest(settings, local_provider.storage, local_provider.local)
     with pytest.raises(ApplicationError) as failure:
         await unconnected.created()
-    assert failure.value.type == ErrorCode.CONNECTION_REQUIRED
+    assert failure.value.type == SandboxSignal.NOTHING_CREATED, "there is nothing to delete"
+    assert failure.value.details[0].code == ErrorCode.CONNECTION_REQUIRED
     assert failure.value.details[0].provider == "daytona"
 
 
@@ -310,10 +311,14 @@ async def test_a_wrong_key_ends_a_create_but_not_a_delete(local_provider: Provid
     settings = local_provider.settings.model_copy(update={"daytona_api_key": SecretStr("wrong")})
     locked_out = ProviderUnderTest(settings, local_provider.storage, local_provider.local)
     try:
-        for work, is_final in ((locked_out.created, True), (_deletion(locked_out), False)):
+        for work, kind, is_final in (
+            (locked_out.created, SandboxSignal.NOTHING_CREATED, True),
+            (_deletion(locked_out), ErrorCode.CONNECTION_REQUIRED, False),
+        ):
             with pytest.raises(ApplicationError) as failure:
                 await work()
-            assert failure.value.type == ErrorCode.CONNECTION_REQUIRED
+            assert failure.value.type == kind
+            assert failure.value.details[0].code == ErrorCode.CONNECTION_REQUIRED
             assert failure.value.non_retryable is is_final
             assert "wrong" not in str(failure.value), "no key in an error"
     finally:

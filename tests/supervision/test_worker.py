@@ -21,7 +21,8 @@ import pytest
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
-from activities.provider import ProviderAccess, ProviderPool
+from activities.clients import ProviderPool
+from activities.provider import ProviderAccess
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import Activity, sandbox_workflow_id
 from sandhold.health import Health, WorkerProbe
@@ -156,7 +157,7 @@ async def test_a_probe_that_breaks_before_ready_ends_the_worker_and_is_told(shar
     client = shared_stack.temporal
     async with asyncio.timeout(PATIENCE_S):
         async with contextlib.AsyncExitStack() as resources:
-            pool = ProviderPool(shared_stack.settings)
+            pool = ProviderPool(shared_stack.settings, shared_stack.vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, shared_stack.settings, shared_stack.deployment)
             activities = activities_of(client, shared_stack.settings, access, shared_stack.vault)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from temporalio.testing import WorkflowEnvironment
 
-from activities.provider import ProviderAccess, ProviderPool
+from activities.clients import ProviderPool
+from activities.provider import ProviderAccess
 from activities.stream_requests import StreamBroken
 from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode
@@ -172,7 +173,7 @@ async def test_a_save_that_nobody_took_up_in_its_time_is_made_once_somebody_can(
     async with running_stack(
         temporal.client, stack_daytona, tmp_path, task_queue="sandhold-nobody-saves", workers=False
     ) as stack:
-        access = ProviderAccess(ProviderPool(stack.settings), stack.settings, stack.deployment)
+        access = ProviderAccess(ProviderPool(stack.settings, stack.vault), stack.settings, stack.deployment)
         activities = activities_of(temporal.client, stack.settings, access, stack.vault)
         calls, followers = build_workers(temporal.client, stack.settings.task_queue, activities=activities)
         async with calls:

@@ -1,0 +1,132 @@
+"""The secrets of a session: those that its commands get, and all that must not be seen in what they print."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+from pydantic import SecretStr
+from temporalio.exceptions import ApplicationError
+
+from activities.connections import Connections
+from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
+from sandhold.contracts.secrets import why_no_secret_variable
+from sandhold.contracts.sessions import SessionRecord
+from sandhold.contracts.steps import SandboxRef
+from sandhold.settings import Settings
+from sandhold.vault.records import PROVIDERS
+
+ENVIRONMENT_BYTES = 512 * 1024
+"""The most that all secrets of a command may weigh: Linux gives a program 2 MiB for its arguments and environment."""
+RUN_KEPT_S = 600.0
+"""How long it is taken for granted which session an id means: Temporal does not forget one for longer than that."""
+_RUNS_KEPT = 10_000
+_SESSIONS_KEPT = 1000
+_VALUES_KEPT = 5
+_OF_THE_PROCESS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+Lookup = Callable[[str], Awaitable[SessionRecord | None]]
+"""What Temporal knows of a session; None when nothing."""
+
+
+class SessionSecrets:
+    """Reads them from the vault, at most ten seconds late. Nothing of them is ever part of a message."""
+
+    def __init__(self, settings: Settings, connections: Connections, lookup: Lookup) -> None:
+        self._settings = settings
+        self._connections = connections
+        self._lookup = lookup
+        self._runs: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._seen: OrderedDict[str, dict[str, list[str]]] = OrderedDict()
+
+    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
+        """Every secret that output of this session must not show, by the name that is shown in its place.
+
+        Raises VaultError and SecurityError: what cannot be known cannot be blacked out.
+        """
+        known = {name: value for name in _OF_THE_PROCESS if (value := os.environ.get(name))}
+        if self._settings.daytona_api_key is not None:
+            known["DAYTONA_API_KEY"] = self._settings.daytona_api_key.get_secret_value()
+        if self._connections.cache is not None:
+            for provider in PROVIDERS:
+                if (record := await self._connections.cache.connection(owner, provider)) is not None:
+                    known[f"{provider}-connection"] = record.secret.get_secret_value()
+        await self._set_ones(session_id)
+        for name, values in self._seen.get(session_id, {}).items():
+            # A command that runs on may still print what has been replaced since.
+            known.update({f"{name}-before-{age}" if age else name: value for age, value in enumerate(values)})
+        return known
+
+    async def environment(self, ref: SandboxRef, names: Sequence[str]) -> dict[str, str]:
+        """The variables that a command gets for these secrets, with their values of now.
+
+        Raises ApplicationError `invalid_arguments` when one is not set, and `too_large`; VaultError, SecurityError.
+        """
+        if not names:
+            return {}
+        for name in names:
+            if (refused := why_no_secret_variable(name)) is not None:
+                raise as_application_error(ToolError(code=ErrorCode.INVALID_ARGUMENTS, message=refused))
+        # What was set or replaced a moment ago is for the next command already.
+        found = await self._set_ones(ref.session_id, fresh=True)
+        if missing := [name for name in names if name not in found]:
+            raise _missing(ref.session_id, missing)
+        chosen = {name: found[name].get_secret_value() for name in names}
+        if sum(len(name) + len(value.encode()) for name, value in chosen.items()) > ENVIRONMENT_BYTES:
+            raise _too_large()
+        return chosen
+
+    async def _set_ones(self, session_id: str, *, fresh: bool = False) -> Mapping[str, SecretStr]:
+        """What the user has set for the session."""
+        if self._connections.cache is None or (run_id := await self._run_of(session_id)) is None:
+            return {}
+        found = await self._connections.cache.secrets(session_id, run_id, fresh=fresh)
+        if found or session_id in self._seen:
+            self._note(session_id, found)
+        return found
+
+    def _note(self, session_id: str, found: Mapping[str, SecretStr]) -> None:
+        """Remember the values, the latest first, for as long as this process lives and others do not need the room."""
+        seen = self._seen.setdefault(session_id, {})
+        self._seen.move_to_end(session_id)
+        for name, secret in found.items():
+            value = secret.get_secret_value()
+            earlier = seen.get(name, [])
+            if not earlier or earlier[0] != value:
+                seen[name] = [value, *(each for each in earlier if each != value)][:_VALUES_KEPT]
+        while len(self._seen) > _SESSIONS_KEPT:
+            self._seen.popitem(last=False)
+
+    async def _run_of(self, session_id: str) -> str | None:
+        """The first run of the session, which its secrets belong to; None when Temporal knows no such session."""
+        now = time.monotonic()
+        known = self._runs.get(session_id)
+        if known is not None and now < known[0]:
+            return known[1]
+        record = await self._lookup(session_id)
+        if record is None:
+            return None
+        self._runs[session_id] = now + RUN_KEPT_S, record.run_id
+        self._runs.move_to_end(session_id)
+        while len(self._runs) > _RUNS_KEPT:
+            self._runs.popitem(last=False)
+        return record.run_id
+
+
+def _missing(session_id: str, names: Iterable[str]) -> ApplicationError:
+    wanted = list(names)
+    commands = ", ".join(f"`sandhold secrets set {session_id} {name}`" for name in wanted)
+    return as_application_error(
+        ToolError(
+            code=ErrorCode.INVALID_ARGUMENTS,
+            message=f"the session has no secret {', '.join(wanted)}; nothing was done",
+            hint=f"Ask the user to set what is missing ({commands}), then call again under a new call id.",
+        )
+    )
+
+
+def _too_large() -> ApplicationError:
+    message = f"the secrets of a command may weigh {ENVIRONMENT_BYTES} bytes in all; nothing was run"
+    return as_application_error(ToolError(code=ErrorCode.TOO_LARGE, message=message))
