@@ -38,6 +38,7 @@ from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
 from activities.provider import ProviderAccess, ProviderPool
+from activities.redactors import DeploymentSecrets, Redactors
 from activities.retention import RetentionActivities
 from activities.session_owners import SessionOwners
 from activities.statuses import StatusActivities
@@ -83,10 +84,11 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     storage = all_storage.guarded(partial(session_if_known, client))
     lifecycle = LifecycleActivities(access, settings)
     files = FileActivities(access, storage)
-    commands = CommandActivities(access, storage)
-    command_io = CommandIoActivities(access, storage)
-    following = FollowingActivities(access, storage)
-    interruptions = InterruptionActivities(storage)
+    redactors = Redactors(DeploymentSecrets(settings))
+    commands = CommandActivities(access, storage, redactors)
+    command_io = CommandIoActivities(access, storage, redactors)
+    following = FollowingActivities(access, storage, redactors)
+    interruptions = InterruptionActivities(storage, redactors)
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
     keeping = KeepingActivities(access, storage)

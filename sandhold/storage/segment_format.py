@@ -11,8 +11,8 @@ segment begins with an index: (little-endian)
               bytes are shown in their place
 
 and then come the bytes to show. A secret belongs as a whole to the segment in which it begins: `end` may lie behind the
-segment's last byte, and the next segment's `begin` is as far behind its first. A segment without an index is of the time
-before there was redaction, and holds what the command wrote.
+segment's last byte, and the next segment's `begin` is as far behind its first. A segment without an index is of the
+time before there was redaction, and holds what the command wrote.
 """
 
 from __future__ import annotations

@@ -230,6 +230,16 @@ class SegmentWriter:
         await self._storage.put_bytes(self._session_id, path, data)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What is stored of a stream."""
+
+    size: int = 0
+    """Bytes of the command."""
+    redactions: int = 0
+    """Secrets among them that were replaced."""
+
+
 class SegmentReader:
     """Reads streams while they grow and afterwards. Holds one segment at a time."""
 
@@ -239,9 +249,10 @@ class SegmentReader:
     async def read(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> OutputWindow:
         """What may be shown of at most `limit` bytes from `offset` on; of none at or behind what is stored so far.
 
-        Begins behind a secret of which `offset` is in the middle; the last is in it as a whole, beyond the limit as well.
+        Begins behind a secret of which `offset` is in the middle; the last is in it as a whole, also beyond the limit.
         """
-        data, at, size, redactions = [], offset, 0, 0
+        data: list[bytes] = []
+        at, size, redactions = offset, 0, 0
         async for window in self.windows(session_id, call_id, stream, offset, offset + limit):
             if not data:
                 at = window.offset
@@ -273,14 +284,14 @@ class SegmentReader:
                 return
             offset = start + max(window.end, min(segment.end, last))
 
-    async def size(self, session_id: str, call_id: str, stream: Stream) -> int:
-        """How many bytes of the command are stored so far, from the beginning of the stream without a gap."""
+    async def extent(self, session_id: str, call_id: str, stream: Stream) -> Extent:
+        """How far the stream is stored, from its beginning without a gap."""
         found: set[int] = set()
         async for name, _ in self._storage.list(session_id, output_folder(call_id, stream)):
             _note(found, name)
         last = _row(found) - 1
         segment = await self.segment(session_id, call_id, stream, last * SEGMENT_BYTES) if last >= 0 else None
-        return 0 if segment is None else last * SEGMENT_BYTES + segment.end
+        return Extent() if segment is None else Extent(last * SEGMENT_BYTES + segment.end, segment.redactions)
 
     async def segments(self, session_id: str, call_id: str) -> dict[Stream, int]:
         """How many segments of each stream are stored, from its beginning without a gap. All but the last are full.

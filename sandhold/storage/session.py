@@ -67,7 +67,7 @@ class SessionStorage:
         return value
 
     async def read_output(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> OutputWindow:
-        """What may be shown of at most `limit` bytes of a command's output from `offset` on; see `SegmentReader.read`."""
+        """What may be shown of at most `limit` bytes of a command's output; see `SegmentReader.read`."""
         return await SegmentReader(self).read(session_id, call_id, stream, offset, limit)
 
     async def put_bytes(self, session_id: str, path: str, data: bytes) -> None:

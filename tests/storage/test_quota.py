@@ -197,7 +197,7 @@ async def test_output_beyond_the_quota_is_cut_where_readers_saw_its_end(storage:
     kept = b"".join([window.data async for window in reader.windows(SESSION, "c", "stdout")])
     assert kept == data[: len(kept)]
     assert 3 * MIB <= len(kept) <= 3.5 * MIB
-    assert await reader.size(SESSION, "c", "stdout") == len(kept)
+    assert (await reader.extent(SESSION, "c", "stdout")).size == len(kept)
     again = SegmentWriter(storage, SESSION, "c", "stdout", writer.full_bytes, quota=int(3.5 * MIB))
     await again.take(data[again.offset :])
     await again.finish()

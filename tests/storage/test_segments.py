@@ -33,7 +33,7 @@ async def whole(storage: SessionStorage, call_id: str = "c", offset: int = 0) ->
 
 
 async def size(storage: SessionStorage, call_id: str = "c") -> int:
-    return await SegmentReader(storage).size(SESSION, call_id, "stdout")
+    return (await SegmentReader(storage).extent(SESSION, call_id, "stdout")).size
 
 
 async def names(storage: SessionStorage, call_id: str = "c") -> list[str]:
