@@ -48,7 +48,7 @@ _FORGOTTEN = CallOutcome(error=_CLOSED)
 
 @dataclass(frozen=True)
 class OutputChunk:
-    """What may be shown of `size` bytes of one stream from `offset` on: they, with `[redacted:NAME]` for each secret."""
+    """What may be shown of `size` bytes of one stream from `offset` on, with `[redacted:NAME]` for each secret."""
 
     stream: Stream
     offset: int

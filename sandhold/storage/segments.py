@@ -27,6 +27,8 @@ __all__ = ["SEGMENT_BYTES", "OutputWindow", "SegmentReader", "SegmentWriter", "S
 
 REWRITE_S = 1.0
 """A segment that is not full is written anew at most this often."""
+AT_ONCE_BYTES = 64 * 1024
+"""Redacting more than this takes so long that everything else in the process goes on beside it."""
 PART_SUFFIX = ".part"
 
 Stream = Literal["stdout", "stderr"]
@@ -133,8 +135,12 @@ class SegmentWriter:
     async def take(self, data: bytes) -> None:
         """Take the bytes at `offset`. All full segments are in storage when this returns, unless the stream is cut."""
         self._taken += len(data)
-        if self.whole:
+        if not self.whole:
+            return
+        if len(data) <= AT_ONCE_BYTES:
             await self._store(self._redaction.feed(data))
+        else:
+            await self._store(await asyncio.to_thread(self._redaction.feed, data))
 
     async def flush(self) -> None:
         """Store what does not fill a segment, so that readers see it; nothing within REWRITE_S of the last time."""
@@ -202,7 +208,7 @@ class SegmentWriter:
         return 0 if self._part is None else self._part.size
 
     def _next_if_full(self, full: list[bytes]) -> None:
-        if self._segment.is_full:
+        while self._segment.is_full:
             full.append(self._segment.encoded())
             self._segment = self._segment.next()
 
