@@ -95,10 +95,9 @@ def window_of(pieces: Iterable[Piece], start: int, offset: int, limit: int) -> O
     """
     data: list[bytes] = []
     begin = at = offset
-    end = offset + limit
     redactions = 0
     for piece in pieces:
-        piece_end = start + piece.size
+        piece_end, end = start + piece.size, begin + limit
         if piece.name is not None and piece_end > offset and start < end:
             if start >= offset:
                 data.append(piece.data)

@@ -96,15 +96,16 @@ class Segment:
         self.shown += shown
         self.end += size
 
-    def window(self, first: int, last: int) -> OutputWindow:
-        """What is here of the bytes from `first` to before `last`.
+    def window(self, first: int, limit: int | None = None) -> OutputWindow:
+        """What is here of at most `limit` bytes from `first` on.
 
-        A secret that is cut by `first` is left out, one that is cut by `last` is in it as a whole.
+        Begins behind a secret of which `first` is in the middle; the last is in it as a whole, also beyond the limit.
         """
-        first, last = max(first, self.begin), min(last, self.end)
+        first = max(first, self.begin)
         at = bisect_right(self._places, first) - 1
         if at >= 0 and self._places[at] < first:
             first = max(first, self._places[at] + self._sizes[at])
+        last = self.end if limit is None else min(self.end, first + limit)
         at = bisect_left(self._places, last) - 1
         if at >= 0:
             last = max(last, self._places[at] + self._sizes[at])

@@ -259,7 +259,7 @@ class SegmentReader:
         """
         data: list[bytes] = []
         at, size, redactions = offset, 0, 0
-        async for window in self.windows(session_id, call_id, stream, offset, offset + limit):
+        async for window in self.windows(session_id, call_id, stream, offset, limit):
             if not data:
                 at = window.offset
             data.append(window.data)
@@ -268,27 +268,28 @@ class SegmentReader:
         return OutputWindow(at, size, b"".join(data), redactions)
 
     async def windows(
-        self, session_id: str, call_id: str, stream: Stream, offset: int = 0, end: int | None = None
+        self, session_id: str, call_id: str, stream: Stream, offset: int = 0, limit: int | None = None
     ) -> AsyncIterator[OutputWindow]:
-        """What is stored from `offset` on, segment by segment, to `end` or the end of what is stored so far.
+        """What is stored from `offset` on, segment by segment, to the limit or the end of what is stored so far.
 
         To follow a stream that grows, go on from the end of the last window after a while.
         """
-        while end is None or offset < end:
+        while limit is None or limit > 0:
             start = offset - offset % SEGMENT_BYTES
             segment = await self.segment(session_id, call_id, stream, start)
             if segment is None:
-                before = await self.segment(session_id, call_id, stream, start - SEGMENT_BYTES) if start else None
-                if before is not None and start - SEGMENT_BYTES + before.end > offset:
+                start -= SEGMENT_BYTES
+                before = await self.segment(session_id, call_id, stream, start) if start >= 0 else None
+                if before is not None and start + before.end > offset:
                     # In the middle of the last secret, which goes on beyond its segment.
-                    yield OutputWindow(start - SEGMENT_BYTES + before.end, 0, b"")
+                    yield OutputWindow(start + before.end, 0, b"")
                 return
-            last = segment.end if end is None else end - start
-            window = segment.window(offset - start, last)
+            window = segment.window(offset - start, limit)
             yield OutputWindow(start + window.offset, window.size, window.data, window.redactions)
             if not segment.is_full:
                 return
-            offset = start + max(window.end, min(segment.end, last))
+            limit = None if limit is None else limit - window.size
+            offset = start + window.end
 
     async def extent(self, session_id: str, call_id: str, stream: Stream) -> Extent:
         """How far the stream is stored, from its beginning without a gap."""

@@ -27,7 +27,7 @@ from sandhold.storage.segments import SEGMENT_BYTES
 from tests.activities.commands_under_test import Commands, SecretsUnderTest, new_call_id
 from tests.activities.provider_under_test import ProviderUnderTest
 
-SECRET = "correct+horse/battery"
+SECRET = "correct+horse/baccarat"
 LABEL = "[redacted:PHRASE]"
 BASE64 = base64.b64encode(SECRET.encode()).decode()
 
@@ -60,7 +60,7 @@ async def objects_of(commands: Commands, call_id: str) -> dict[str, bytes]:
 
 @pytest.mark.storage("folder", "s3")
 async def test_a_short_command_that_prints_a_secret_tells_its_name_and_is_stored_so(commands: Commands) -> None:
-    urlsafe, percent = BASE64.replace("+", "-").replace("/", "_"), "correct%2Bhorse%2Fbattery"
+    urlsafe, percent = BASE64.replace("+", "-").replace("/", "_"), "correct%2Bhorse%2Fbaccarat"
     result = await commands.run(f"echo a {SECRET} b; echo {SECRET} {BASE64} {urlsafe} {percent} >&2; exit 1")
     assert (result.stdout, result.stderr) == (f"a {LABEL} b\n", f"{LABEL} {LABEL} {LABEL} {LABEL}\n")
     assert (result.stdout_bytes, result.redactions, result.truncated) == (len(SECRET) + 5, 5, False)
@@ -123,15 +123,15 @@ async def test_what_may_be_the_beginning_of_a_secret_comes_once_the_command_is_o
 async def test_reads_of_a_running_command_show_no_part_of_a_secret_from_any_offset(commands: Commands) -> None:
     filling = 40_000
     call_id = new_call_id()
-    script = f"head -c {filling} /dev/zero | tr '\\0' o; printf '{SECRET} and more'; sleep 60"
+    script = f"head -c {filling} /dev/zero | tr '\\0' o; printf '{SECRET} and all'; sleep 60"
     place = await commands.leave(script, call_id=call_id, background=True)
-    size = filling + len(SECRET) + 9
+    size = filling + len(SECRET) + 8
     await commands.sh(f"until [ $(wc -c <.sandhold/calls/{call_id}/stdout) = {size} ]; do sleep 0.05; done")
     for offset in range(filling - 2, filling + len(SECRET) + 2):
         told = await commands.read(call_id, offset)
         inside = filling < offset < filling + len(SECRET)
         shown = "oo"[: max(0, filling - offset)] + (LABEL if offset <= filling else "")
-        shown += " and more" if offset <= filling + len(SECRET) or inside else " and more"[offset - size :]
+        shown += " and all" if offset <= filling + len(SECRET) or inside else " and all"[offset - size :]
         assert (told.stdout, told.stdout_offset) == (shown, size)
         assert told.redactions == (offset <= filling)
     # A window that would end in the midst of it has it as a whole.
@@ -139,7 +139,7 @@ async def test_reads_of_a_running_command_show_no_part_of_a_secret_from_any_offs
         told = await commands.read(call_id, offset)
         assert shows_no_part(told.stdout)
         again = await commands.read(call_id, told.stdout_offset)
-        assert told.stdout + again.stdout == "o" * (filling - offset) + LABEL + " and more"
+        assert told.stdout + again.stdout == "o" * (filling - offset) + LABEL + " and all"
     await commands.stop(place.call_id, grace_s=0)
 
 
@@ -311,5 +311,5 @@ def test_a_window_of_pieces_begins_and_ends_outside_of_secrets() -> None:
 
 def test_text_without_colours_is_searched_once() -> None:
     redactor = Redactor({"PHRASE": SECRET})
-    assert readable(f"{LABEL} \x1b[1mcorrect\x1b[0m+horse/battery".encode(), redactor) == f"{LABEL} {LABEL}"
+    assert readable(f"{LABEL} \x1b[1mcorrect\x1b[0m+horse/baccarat".encode(), redactor) == f"{LABEL} {LABEL}"
     assert readable(b"Authorization: Bearer [redacted:TOKEN]\n", redactor) == "Authorization: Bearer [redacted:TOKEN]\n"
