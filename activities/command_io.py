@@ -25,7 +25,7 @@ from activities.launcher.access import ANSWER_MARGIN_S, Launcher, only_report, t
 from activities.outcomes import failed_outcome, outcome_of
 from activities.output import status_of, whole_characters
 from activities.provider import ProviderAccess
-from activities.redactors import Redactors, readable, window_of
+from activities.redactors import Redactors, as_text, window_of
 from activities.refusals import sending_refused
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.commands import READ_WINDOW_BYTES, CommandAction, CommandResult
@@ -83,8 +83,8 @@ class CommandIoActivities:
                 call_id=step.call_id,
                 status=found.status,
                 exit_code=found.exit_code,
-                stdout=readable(found.stdout.data, redactor),
-                stderr=readable(found.stderr.data, redactor),
+                stdout=as_text(found.stdout.data, redactor),
+                stderr=as_text(found.stderr.data, redactor),
                 stdout_offset=found.stdout.end,
                 stderr_offset=found.stderr.end,
                 stdout_bytes=found.stdout_bytes,

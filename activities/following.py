@@ -118,7 +118,11 @@ class FollowingActivities:
                         raise
                     activity.logger.warning(
                         "following goes on after a failed request",
-                        extra={"error": str(error), "asked_about": len(asked), "commands": len(commands)},
+                        extra={
+                            "error": redactor.redact_text(str(error)),
+                            "asked_about": len(asked),
+                            "commands": len(commands),
+                        },
                     )
                     await asyncio.sleep(max(pause_s, _asked_pause_s(error)))
                     pause_s = min(pause_s * 2, LONGEST_PAUSE_S)

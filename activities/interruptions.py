@@ -10,7 +10,7 @@ from activities.launcher import CallReport, Captured
 from activities.launcher.request import STDERR_WINDOW_BYTES, STDOUT_WINDOW_BYTES
 from activities.outcomes import progress_of
 from activities.output import exec_result, with_files, with_loss
-from activities.redactors import Redactors, readable
+from activities.redactors import Redactors, as_text
 from sandhold.contracts.names import Activity, call_folder
 from sandhold.contracts.steps import (
     CommandPlace,
@@ -71,8 +71,8 @@ class InterruptionActivities:
             tail = await self._stored.read(*at, stored.size - tail_bytes, tail_bytes)
         return Captured(
             stored.size,
-            readable(head.data, redactor).encode(),
-            readable(tail.data, redactor).encode(),
+            as_text(head.data, redactor).encode(),
+            as_text(tail.data, redactor).encode(),
             stands_for=head.size + tail.size,
             redactions=stored.redactions,
         )

@@ -78,10 +78,10 @@ def _captured(captured: Captured, redactor: Redactor) -> Captured:
 
 
 def _text(pieces: Iterable[Piece], redactor: Redactor) -> bytes:
-    return readable(b"".join(piece.data for piece in pieces), redactor).encode()
+    return as_text(b"".join(piece.data for piece in pieces), redactor).encode()
 
 
-def readable(shown: bytes, redactor: Redactor) -> str:
+def as_text(shown: bytes, redactor: Redactor) -> str:
     """What is redacted as the caller reads it, without colours and the like: a secret that they kept apart comes
     together only then."""
     text = clean(shown)

@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 from activities import following as following_module
 from activities.launcher import CallReport, Captured
 from activities.output import exec_result
-from activities.redactors import Redactors, readable, redacted, window_of
+from activities.redactors import Redactors, as_text, redacted, window_of
 from sandhold.contracts.steps import (
     CommandPlace,
     FollowCommandsResult,
@@ -311,5 +311,5 @@ def test_a_window_of_pieces_begins_and_ends_outside_of_secrets() -> None:
 
 def test_text_without_colours_is_searched_once() -> None:
     redactor = Redactor({"PHRASE": SECRET})
-    assert readable(f"{LABEL} \x1b[1mcorrect\x1b[0m+horse/baccarat".encode(), redactor) == f"{LABEL} {LABEL}"
-    assert readable(b"Authorization: Bearer [redacted:TOKEN]\n", redactor) == "Authorization: Bearer [redacted:TOKEN]\n"
+    assert as_text(f"{LABEL} \x1b[1mcorrect\x1b[0m+horse/baccarat".encode(), redactor) == f"{LABEL} {LABEL}"
+    assert as_text(b"Authorization: Bearer [redacted:TOKEN]\n", redactor) == "Authorization: Bearer [redacted:TOKEN]\n"
