@@ -42,6 +42,8 @@ from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
 from activities.provider import ProviderAccess
+from activities.redacted_errors import RedactedErrors
+from activities.redactors import Redactors
 from activities.retention import RetentionActivities
 from activities.session_owners import SessionOwners
 from activities.session_secrets import SessionSecrets
@@ -91,7 +93,7 @@ class Activities:
     of_calls: Sequence[Callable[..., Any]]
     of_followers: Sequence[Callable[..., Any]]
     around: Sequence[Interceptor] = ()
-    """What stands around each of them."""
+    """What stands around each of them, on both workers."""
 
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess, vault: Vault) -> Activities:
@@ -101,10 +103,11 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess, va
     secrets = SessionSecrets(settings, access.pool.connections, partial(session_if_known, client))
     lifecycle = LifecycleActivities(access, settings, secrets)
     files = FileActivities(access, storage)
-    commands = CommandActivities(access, storage, secrets)
-    command_io = CommandIoActivities(access, storage)
-    following = FollowingActivities(access, storage)
-    interruptions = InterruptionActivities(storage)
+    redactors = Redactors(secrets)
+    commands = CommandActivities(access, storage, redactors, secrets)
+    command_io = CommandIoActivities(access, storage, redactors)
+    following = FollowingActivities(access, storage, redactors)
+    interruptions = InterruptionActivities(storage, redactors)
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
     keeping = KeepingActivities(access, storage)
@@ -136,7 +139,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess, va
             filling.fill_sandbox,
             filling.push_files,
         ],
-        around=[ConnectionMarks(access.pool)],
+        around=[RedactedErrors(redactors), ConnectionMarks(access.pool)],
     )
 
 
