@@ -35,6 +35,9 @@ class Seen:
     holes: int = 0
     open: bytearray | None = None
 
+    def pass_files(self, data: bytes, at: int) -> int:
+        return at
+
     def begin(self, entry: TarEntry) -> bool:
         assert self.open is None
         self.entries.append(entry)
