@@ -42,8 +42,8 @@ class Visitor(Protocol):
     """Is shown the entries in order."""
 
     def pass_files(self, data: bytes, at: int) -> int:
-        """Entries follow from `at` on. Those that are complete in `data` and need not be shown may be passed over: where
-        the first other one begins."""
+        """Entries begin at `at`. Those that are complete in `data` and need not be shown may be passed over: where the
+        first other one begins."""
         ...
 
     def begin(self, entry: TarEntry) -> bool:

@@ -112,10 +112,10 @@ class EntryRules:
         return True
 
     def pass_files(self, data: bytes, at: int) -> int:
-        """Take the files from `at` on that lie beside the one before, and with which nothing is the matter, as they are:
-        complete and with the headers that we would write. Where the first entry begins that `takes` has to decide about.
+        """Take the files from `at` on that lie beside the one before and come complete, with the headers that we would
+        write. Where the first entry begins about which `takes` has to decide.
 
-        What `takes` would look at is the same for all of them but the name itself, and the size.
+        Whatever `takes` looks at is the same for all of them, but for the size and the last part of the name.
         """
         if self._beside is None:
             return at

@@ -68,7 +68,7 @@ class Selection:
         return self._wanted is None or self._wanted.match_file(_path(name, is_directory=is_directory))
 
     def refused_in(self, folder: bytes) -> frozenset[bytes] | None:
-        """Of a folder one of whose files is taken, the names of those that are not; None when each has to be asked for."""
+        """In a folder one of whose files is taken: the names of what is not. None when each has to be asked about."""
         if self._unwanted is not None or self._wanted is not None:
             return None
         return self._refused_in.get(folder, self._names)
