@@ -11,7 +11,6 @@ from activities.launcher import CallReport, Captured
 from activities.output import clean
 from sandhold.contracts.steps import SandboxRef
 from sandhold.security.redaction import Piece, Redactor
-from sandhold.settings import Settings
 from sandhold.storage import OutputWindow
 
 _KEPT = 64
@@ -25,17 +24,6 @@ class KnownSecrets(Protocol):
     async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
         """Their values by the names to show in their place. Raises when it cannot tell: then nothing may be shown."""
         ...
-
-
-class DeploymentSecrets:
-    """The deployment's own key at the provider."""
-
-    def __init__(self, settings: Settings) -> None:
-        key = settings.daytona_api_key
-        self._secrets = {} if key is None else {"SANDHOLD_DAYTONA_API_KEY": key.get_secret_value()}
-
-    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
-        return self._secrets
 
 
 class Redactors:
