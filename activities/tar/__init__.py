@@ -4,11 +4,13 @@ The standard library's `tarfile` takes 130 us for an entry that is read and writ
 a sandbox's tar takes 15: it would be what a workspace of many small files waits for. And it believes what it reads.
 """
 
-from activities.tar.entries import EntryKind, TarBroken, TarEntry
+from activities.tar.entries import BLOCK, EntryKind, TarBroken, TarEntry
+from activities.tar.plain_files import plain_file
 from activities.tar.reader import TarReader, Visitor
 from activities.tar.writer import END_OF_ARCHIVE, header, header_of, padding
 
 __all__ = [
+    "BLOCK",
     "END_OF_ARCHIVE",
     "EntryKind",
     "TarBroken",
@@ -18,4 +20,5 @@ __all__ = [
     "header",
     "header_of",
     "padding",
+    "plain_file",
 ]

@@ -41,6 +41,11 @@ _RECORDS = frozenset((b"path", b"linkpath", b"size", b"mtime"))
 class Visitor(Protocol):
     """Is shown the entries in order."""
 
+    def pass_files(self, data: bytes, at: int) -> int:
+        """Entries begin at `at`. Those that are complete in `data` and need not be shown may be passed over: where the
+        first other one begins."""
+        ...
+
     def begin(self, entry: TarEntry) -> bool:
         """An entry begins; whether its content is wanted. Only files have content."""
         ...
@@ -112,6 +117,8 @@ class TarReader:
                 return
             at += self._padding
             self._padding = 0
+            if not self._blocks and not self._global_pax and self._map is None:
+                at = self._visitor.pass_files(data, at)
             if end - at < BLOCK:
                 self._rest = data[at:]
                 return

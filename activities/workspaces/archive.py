@@ -46,6 +46,9 @@ class ArchiveChecker:
         self.bytes += len(data)
         self._ready.append(data)
 
+    def pass_files(self, data: bytes, at: int) -> int:
+        return self._rules.pass_files(data, at)
+
     def begin(self, entry: TarEntry) -> bool:
         blocks = entry.blocks
         if not self._rules.takes(entry) or header_of(entry) != blocks:
@@ -91,6 +94,12 @@ class ArchiveWriter:
     def sha256(self) -> str:
         """Of everything that was taken from `take`."""
         return self._digest.hexdigest()
+
+    def pass_files(self, data: bytes, at: int) -> int:
+        end = self._rules.pass_files(data, at)
+        if end > at:
+            self._add(data[at:end])
+        return end
 
     def begin(self, entry: TarEntry) -> bool:
         if not self._rules.takes(entry):

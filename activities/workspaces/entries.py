@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from activities.tar import EntryKind, TarEntry
+from activities.tar import BLOCK, EntryKind, TarEntry, plain_file
 from activities.workspaces.names import SeenNames
 from activities.workspaces.selection import Selection
 from sandhold.contracts.workspaces import LISTED_ENTRIES, SkippedEntry, SkipReason
@@ -17,6 +17,7 @@ LONGEST_NAME_BYTES = 4095
 MOST_FOLDERS = 256
 """One above the other; patterns are asked about each of them."""
 
+_NO_NAMES = frozenset((b"", b".", b".."))
 _NEVER_TAKEN: dict[EntryKind, SkipReason] = {
     EntryKind.FIFO: "fifo",
     EntryKind.DEVICE: "device",
@@ -39,7 +40,11 @@ class Report:
 
     def take_file(self, size: int) -> None:
         """A regular file has come as a whole."""
-        self.files += 1
+        self.take_files(1, size)
+
+    def take_files(self, count: int, size: int) -> None:
+        """So many regular files have come, with so many bytes in all."""
+        self.files += count
         self.bytes += size
 
     def take_other(self, kind: EntryKind) -> None:
@@ -69,12 +74,16 @@ class EntryRules:
         self._links = SeenNames()
         self._folder_before: bytes | None = None
         self._clear_folder = b""
+        self._beside: tuple[bytes, frozenset[bytes]] | None = None
+        """When the last entry is a file that was taken: what its name has before the last part of it, and which last
+        parts are refused there."""
         self.only_name: bytes | None = None
         """For a single file: what it was called when it was asked for. Patterns are not for it then."""
 
     def takes(self, entry: TarEntry) -> bool:
         """Whether the entry is taken. Its names are then safe and relative to the directory, which itself is `.`."""
-        name = clean(entry.name)
+        came, self._beside = entry.name, None
+        name = clean(came)
         if name is None:
             self._report.skip(entry.name, "unsafe_name")
             return False
@@ -96,7 +105,40 @@ class EntryRules:
         if entry.kind is EntryKind.SYMLINK or (entry.kind is EntryKind.HARD_LINK and entry.link in self._links):
             self._links.add(entry.name)
             self._clear_folder = b""
+        elif entry.kind is EntryKind.FILE and came == b"./" + entry.name:
+            refused = self._selection.refused_in(name.rpartition(b"/")[0])
+            if refused is not None:
+                self._beside = came[: came.rindex(b"/") + 1], refused | _NO_NAMES
         return True
+
+    def pass_files(self, data: bytes, at: int) -> int:
+        """Take the files from `at` on that lie beside the one before and come complete, with the headers that we would
+        write. Where the first entry begins about which `takes` has to decide.
+
+        Whatever `takes` looks at is the same for all of them, but for the size and the last part of the name.
+        """
+        if self._beside is None:
+            return at
+        folder, refused = self._beside
+        count = taken = 0
+        while (file := plain_file(data, at)) is not None:
+            name, size = file
+            last = name[len(folder) :]
+            end = at + BLOCK + size + -size % BLOCK
+            if (
+                end > len(data)
+                or size > self._file_limit_bytes
+                or not name.startswith(folder)
+                or b"/" in last
+                or last in refused
+                or not self._taken.add(name[2:])
+            ):
+                break
+            count += 1
+            taken += size
+            at = end
+        self._report.take_files(count, taken)
+        return at
 
     def finish(self, said: bytes, *, is_cut: bool) -> None:
         """All entries have come, and this is what tar said about some; if it is cut, the beginning of it."""

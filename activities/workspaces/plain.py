@@ -19,6 +19,12 @@ class PlainWriter:
         self._ready: list[Piece] = []
         self._size = 0
 
+    def pass_files(self, data: bytes, at: int) -> int:
+        end = self._rules.pass_files(data, at)
+        if end > at:
+            self._gathered.append(data[at:end])
+        return end
+
     def begin(self, entry: TarEntry) -> bool:
         if not self._rules.takes(entry):
             return False

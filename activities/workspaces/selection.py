@@ -56,12 +56,22 @@ class Selection:
         self._names = frozenset(name.encode() for name in names)
         others = [pattern for pattern in patterns if pattern not in names]
         self._unwanted = spec_of(others) if others else None
+        self._refused_in: dict[bytes, frozenset[bytes]] = {}
+        for path in self._never:
+            folder, _, name = path.rpartition(b"/")
+            self._refused_in[folder] = self._refused_in.get(folder, self._names) | {name}
 
     def takes(self, name: bytes, *, is_directory: bool) -> bool:
         """Whether the entry of this name, relative to the directory, is taken."""
         if self._is_left_out(name.rpartition(b"/")[0]) or self._is_unwanted(name, is_directory=is_directory):
             return False
         return self._wanted is None or self._wanted.match_file(_path(name, is_directory=is_directory))
+
+    def refused_in(self, folder: bytes) -> frozenset[bytes] | None:
+        """In a folder one of whose files is taken: the names of what is not. None when each has to be asked about."""
+        if self._unwanted is not None or self._wanted is not None:
+            return None
+        return self._refused_in.get(folder, self._names)
 
     @property
     def is_tars_own(self) -> bool:

@@ -18,7 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activities.tar import END_OF_ARCHIVE, EntryKind, TarBroken, TarEntry, TarReader, header, padding
+from activities.tar import (
+    END_OF_ARCHIVE,
+    EntryKind,
+    TarBroken,
+    TarEntry,
+    TarReader,
+    header,
+    padding,
+    plain_file,
+)
 from activities.tar.entries import checksum
 from activities.tar.reader import GLOBAL_LIMIT_BYTES, _Filler, _records
 
@@ -34,6 +43,9 @@ class Seen:
     contents: list[bytes] = field(default_factory=list)
     holes: int = 0
     open: bytearray | None = None
+
+    def pass_files(self, data: bytes, at: int) -> int:
+        return at
 
     def begin(self, entry: TarEntry) -> bool:
         assert self.open is None
@@ -289,3 +301,35 @@ def test_a_file_of_many_holes_takes_16_bytes_for_each() -> None:
 def test_a_damaged_stream_breaks_in_no_other_way(at: int, byte: int, step: int) -> None:
     with contextlib.suppress(TarBroken):
         seen(GOOD[:at] + bytes([byte]) + GOOD[at + 1 :], step)
+
+
+_MODES, _NUMBERS = st.integers(0, 0o7777), st.sampled_from([0, 1, 1023, 8**11 - 1, 8**11])
+
+
+@given(NAMES | st.binary(min_size=95, max_size=105), _MODES, _NUMBERS, _NUMBERS, st.binary(max_size=600))
+def test_a_plain_file_is_read_at_a_glance(name: bytes, mode: int, mtime: int, size: int, before: bytes) -> None:
+    block = header(name, EntryKind.FILE, mode, mtime, size)
+    is_plain = len(name) <= 100 and b"\0" not in name and not name.endswith(b"/") and size < 8**11
+    assert plain_file(before + block, len(before)) == ((name, size) if is_plain else None)
+
+
+@given(st.data())
+def test_a_header_that_is_not_ours_byte_for_byte_is_not_read_at_a_glance(data: st.DataObject) -> None:
+    """Nor when its sum is right."""
+    block = bytearray(header(b"./a/b", EntryKind.FILE, 0o644, 1_700_000_000, 5))
+    for _ in range(data.draw(st.integers(1, 3))):
+        block[data.draw(st.integers(0, 511))] = data.draw(st.sampled_from(b"\0 /.0178a\xff"))
+    if data.draw(st.booleans()):
+        block[148:156] = b"%06o\0 " % checksum(bytes(block[:148]), bytes(block[156:]))
+    found = plain_file(bytes(block), 0)
+    assert plain_file(bytes(block[:511]), 0) is None
+    if found is not None:
+        name, size = found
+        numbers = int(block[100:107], 8), int(block[136:147], 8)
+        assert header(name, EntryKind.FILE, *numbers, size) == block
+
+
+@pytest.mark.parametrize("kind", [EntryKind.HARD_LINK, EntryKind.SYMLINK, EntryKind.DIRECTORY])
+def test_only_files_are_read_at_a_glance(kind: EntryKind) -> None:
+    assert plain_file(header(b"a", kind, 0o644, 0), 0) is None
+    assert plain_file(bytes(1024), 0) is None
