@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -27,10 +27,18 @@ from sandhold.settings import Settings
 R = TypeVar("R", bound=BaseModel)
 
 
+def _nothing(_: object) -> Sequence[str]:
+    return ()
+
+
 def run_bench(
-    measure: Callable[[Stack, Console], Awaitable[R]], show: Callable[[R, Console], None], json_file: Path | None
+    measure: Callable[[Stack, Console], Awaitable[R]],
+    show: Callable[[R, Console], None],
+    json_file: Path | None,
+    missed: Callable[[R], Sequence[str]] = _nothing,
 ) -> int:
-    """Bring a stack up, measure, print, write the figures to the file as well, end. The exit code."""
+    """Bring a stack up, measure, print, write the figures to the file as well, end. The exit code: 1 when something is
+    `missed`, of which it says a sentence each."""
     console = Console(soft_wrap=True)
     try:
         report = asyncio.run(_on_own_stack(measure, console))
@@ -42,7 +50,10 @@ def run_bench(
     show(report, console)
     if json_file is not None:
         json_file.write_text(report.model_dump_json(indent=2) + "\n")
-    return 0
+    misses = missed(report)
+    for each in misses:
+        console.print(f"[red]missed[/]: {escape(each)}", highlight=False)
+    return 1 if misses else 0
 
 
 async def _on_own_stack(measure: Callable[[Stack, Console], Awaitable[R]], console: Console) -> R:
