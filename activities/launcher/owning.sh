@@ -27,7 +27,8 @@ sd_own() {
     if [ "$SANDHOLD_UPLOAD" ]; then
         set -- "$sd_script"
     else
-        set -- -c "$SANDHOLD_SCRIPT"
+        # Not as an argument, which everybody on the machine may read. Its lines keep their numbers.
+        set -- -c 'eval "unset SANDHOLD_SCRIPT; $SANDHOLD_SCRIPT"'
     fi
     sd_feeder=
     [ "$sd_stdin" = open ] && { sd_open_stdin || sd_stdin=; }
@@ -36,8 +37,9 @@ sd_own() {
     { exec >/dev/null 5<&- 6>&- 9>&- && sd_watch; } &
     sd_watcher=$!
     [ "$sd_stdin" = open ] && sd_start_feeder
-    unset SANDHOLD_LAUNCHER SANDHOLD_LAUNCHER_MORE SANDHOLD_OWNER SANDHOLD_OWNER_MORE SANDHOLD_SCRIPT SANDHOLD_UPLOAD \
-        SANDHOLD_CWD SANDHOLD_OWNS OLDPWD
+    [ "$SANDHOLD_UPLOAD" ] && unset SANDHOLD_SCRIPT
+    unset SANDHOLD_LAUNCHER SANDHOLD_LAUNCHER_MORE SANDHOLD_OWNER SANDHOLD_OWNER_MORE SANDHOLD_UPLOAD SANDHOLD_CWD \
+        SANDHOLD_OWNS OLDPWD
     sd_code=-
     if ! sd_is_ending; then
         # A session and group of its own: `kill 0` in the script must not hit us. In the foreground, because a

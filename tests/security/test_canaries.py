@@ -89,7 +89,7 @@ async def _session(dev: Dev, provider: LocalDaytona, token: str, text: dict[str,
 
     keep(await session.exec(at, 'printf %s "$TOKEN"; printf %s "$PLAIN" >&2'))
     keep(await session.exec(at, "env; exit 3"))
-    keep(await session.exec(at, f": {_quoted(text['command'])}; cat /nowhere/{_quoted(text['error text'])}"))
+    keep(await session.exec(at, f": {_quoted(text['command'])}; cd /nowhere/{_quoted(text['error text'])}"))
     keep(await session.write_file(at, f"/home/daytona/{_name(text['file name'])}", text["file"]))
     keep(await session.read_file(at, f"/home/daytona/{_name(text['file name'])}"))
     for path in (f"/home/daytona/missing-{_name(text['error text'])}", "/etc/shadow"):
