@@ -35,7 +35,7 @@ FILE_BYTES, FILES, TREE_BYTES = 2048 * MIB, 100_000, 5 * 1024 * MIB
 FOLDERS = 5
 """A tree is downloaded by hand folder by folder: a sandbox of 10 GiB has no room for one of 5 GiB and its archive."""
 _ARCHIVE = "/saved/archive.tar.zst"
-_ROOM = {"storage_quota_bytes": 128 * 1024 * MIB, "file_quota_bytes": 32 * 1024 * MIB}
+_ROOM = {"idle_stop_s": 3600, "storage_quota_bytes": 128 * 1024 * MIB, "file_quota_bytes": 32 * 1024 * MIB}
 
 _MAKE = """
 import os, sys
