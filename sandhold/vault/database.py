@@ -10,7 +10,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,8 +67,12 @@ class Database(ABC):
         """Wait to be the only transaction that holds the lock of this number; it goes with the transaction."""
 
     @abstractmethod
+    def made(self) -> AbstractContextManager[None]:
+        """The database is there, and what can be done to be alone with it before a connection is. Blocks."""
+
+    @abstractmethod
     def migrating(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction on a new connection, alone among all processes. Blocks the thread until it is."""
+        """A transaction on a new connection, alone among all processes within `made`."""
 
     @abstractmethod
     def is_there(self) -> bool:
@@ -122,14 +126,13 @@ class SqliteDatabase(Database):
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
-        with named_errors(), self._alone():
-            self._make()
-            engine = self._connected(poolclass=NullPool)
-            try:
+        engine = self._connected(poolclass=NullPool)
+        try:
+            with named_errors():
                 async with engine.execution_options(**{_WRITES: True}).begin() as connection:
                     yield connection
-            finally:
-                await engine.dispose()
+        finally:
+            await engine.dispose()
 
     def is_there(self) -> bool:
         with named_errors():
@@ -156,12 +159,16 @@ class SqliteDatabase(Database):
         return engine
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Among processes of this machine. The other lock, which the file has itself, comes too late for its making."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def made(self) -> Iterator[None]:
+        """Alone among processes of this machine: the lock of the file itself comes too late for its making."""
+        with named_errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self.path.with_name(f"{self.path.name}.lock")
+            lock = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with named_errors():
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._make()
             yield
         finally:
             os.close(lock)
@@ -222,6 +229,9 @@ class PostgresDatabase(Database):
 
     async def lock(self, connection: AsyncConnection, number: int) -> None:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+
+    def made(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:

@@ -95,10 +95,11 @@ async def test_the_same_name_set_at_once_is_one_secret(vault: Vault) -> None:
     assert (await values(vault))["TOKEN"] in {str(number) for number in range(8)}
 
 
-@pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A\n", "Ä", "A" * 129])
-async def test_what_can_be_no_name_is_refused(vault: Vault, name: str) -> None:
-    with pytest.raises(ValueRefused):
-        await put(vault, name, "value")
+async def test_what_can_be_no_name_is_refused(vault: Vault) -> None:
+    for name in ("", "1A", "A-B", "A B", "A\n", "Ä", "A" * 129):
+        with pytest.raises(ValueRefused):
+            await put(vault, name, "value")
+    assert await vault.sessions_with_secrets() == []
 
 
 async def test_values_are_exact_up_to_64_kib(vault: Vault) -> None:
