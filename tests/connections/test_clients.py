@@ -10,7 +10,8 @@ import pytest
 from pydantic import SecretStr
 from temporalio.exceptions import ApplicationError
 
-from activities.clients import CLIENTS_KEPT, ProviderPool
+from activities import clients
+from activities.clients import ProviderPool
 from activities.connections import Connection
 from activities.provider import ProviderAccess
 from sandhold.contracts.errors import ErrorCode
@@ -51,16 +52,16 @@ async def test_a_replaced_client_is_closed_once_nobody_uses_it(pool: ProviderPoo
     assert is_open(pool, version(2))
 
 
-async def test_clients_that_nobody_uses_are_bounded(pool: ProviderPool) -> None:
+async def test_clients_that_nobody_uses_are_bounded(pool: ProviderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "CLIENTS_KEPT", 2)
     with pool.watched():
         used = pool.client_of(version(1, "used"))
-        for number in range(CLIENTS_KEPT + 5):
+        for number in range(4):
             pool.client_of(version(1, f"owner-{number}"))
-    for number in range(CLIENTS_KEPT + 5):
-        with pool.watched():
-            pool.client_of(version(1, f"other-{number}"))
-    assert len(pool._pooled) <= CLIENTS_KEPT + 1
-    assert pool.client_of(version(1, "used")) is not used
+        assert pool.client_of(version(1, "used")) is used
+    with pool.watched():
+        pool.client_of(version(1, "last"))
+    assert [key for key, _ in pool._pooled] == ["used", "last"]
 
 
 @pytest.fixture(scope="module")
