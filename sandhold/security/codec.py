@@ -53,7 +53,7 @@ _AS_IT_IS, _ZLIB = 0, 1
 _COMPRESSION_LEVEL = 1
 _IN_A_THREAD_FROM_BYTES = 128 * 1024
 """From here on, the cipher and above all zlib would keep the event loop for more than a millisecond."""
-_STARTED_AT = re.compile(r"-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_STARTED_AT = re.compile(r"-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 """What a schedule appends to the id of the workflow that it starts."""
 
 
@@ -76,18 +76,20 @@ class Bound:
     def may_open(self, found: Bound) -> bool:
         """Whether a payload that was encrypted for `found` belongs here.
 
-        Two kinds are encrypted for another workflow id than the one they are read with (temporalio 1.35): what a
-        schedule starts its workflows with, which has the id without the time; and the summary of a child, which has
-        the id of its parent. So a sandbox takes what belongs to its session, but not the other way round.
+        Three kinds are encrypted for another workflow id than the one they are read with (temporalio 1.35): what a
+        schedule starts its workflows with, which has the id without the time; the result of the workflow that it
+        started before, which it hands on, and which has an earlier time; and the summary of a child, which has the id
+        of its parent. So a sandbox takes what belongs to its session, but not the other way round.
         """
         if self.namespace and found.namespace and self.namespace != found.namespace:
             return False
         here, there = self.workflow_id, found.workflow_id
+        schedule, is_scheduled = _STARTED_AT.subn("", here)
         return (
             not here
             or not there
             or here == there
-            or (here.startswith(there) and _STARTED_AT.fullmatch(here, len(there)) is not None)
+            or (is_scheduled == 1 and _STARTED_AT.sub("", there) == schedule)
             or is_sandbox_of(here, there)
         )
 
