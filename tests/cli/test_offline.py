@@ -21,6 +21,7 @@ from sandhold.contracts.names import MODEL_TOOLS, ToolName
 from sandhold.contracts.tools import ARGUMENTS
 from tests.cli.process import finished, plain_environment, started
 from tests.cli.process import sandhold as run
+from tests.stack import KEY_RING
 
 WRONG = [
     ["nonsense"],
@@ -46,7 +47,9 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     return plain_environment(
-        SANDHOLD_TEMPORAL_ADDRESS=f"127.0.0.1:{port}", SANDHOLD_DATA_DIR=str(tmp_path_factory.mktemp("nowhere"))
+        SANDHOLD_TEMPORAL_ADDRESS=f"127.0.0.1:{port}",
+        SANDHOLD_DATA_DIR=str(tmp_path_factory.mktemp("nowhere")),
+        SANDHOLD_KEYRING=KEY_RING,
     )
 
 
