@@ -24,7 +24,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 # Imported before polling starts: the provider's client takes 1.6 s to import, which the first calls would wait for.
@@ -38,6 +38,8 @@ from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
 from activities.provider import ProviderAccess, ProviderPool
+from activities.redacted_errors import RedactedErrors
+from activities.redactors import DeploymentSecrets, Redactors
 from activities.retention import RetentionActivities
 from activities.session_owners import SessionOwners
 from activities.statuses import StatusActivities
@@ -75,6 +77,8 @@ class Activities:
 
     of_calls: Sequence[Callable[..., Any]]
     of_followers: Sequence[Callable[..., Any]]
+    around: Sequence[Interceptor] = ()
+    """What stands around each of them, on both workers."""
 
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess) -> Activities:
@@ -83,10 +87,11 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
     storage = all_storage.guarded(partial(session_if_known, client))
     lifecycle = LifecycleActivities(access, settings)
     files = FileActivities(access, storage)
-    commands = CommandActivities(access, storage)
-    command_io = CommandIoActivities(access, storage)
-    following = FollowingActivities(access, storage)
-    interruptions = InterruptionActivities(storage)
+    redactors = Redactors(DeploymentSecrets(settings))
+    commands = CommandActivities(access, storage, redactors)
+    command_io = CommandIoActivities(access, storage, redactors)
+    following = FollowingActivities(access, storage, redactors)
+    interruptions = InterruptionActivities(storage, redactors)
     statuses = StatusActivities(client)
     workspaces = WorkspaceActivities(access, storage)
     keeping = KeepingActivities(access, storage)
@@ -118,6 +123,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             filling.fill_sandbox,
             filling.push_files,
         ],
+        around=[RedactedErrors(redactors)],
     )
 
 
@@ -141,7 +147,7 @@ def build_workers(
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox, CleanStorage],
         activities=activities.of_calls,
-        interceptors=[MessageIntake(), StorageFaults()],
+        interceptors=[MessageIntake(), StorageFaults(), *activities.around],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
         identity=identity,
         max_concurrent_workflow_tasks=40,
@@ -159,7 +165,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
-        interceptors=[Outages(), StorageFaults()],
+        interceptors=[Outages(), StorageFaults(), *activities.around],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),

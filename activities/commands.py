@@ -22,11 +22,13 @@ from activities.launcher.access import ANSWER_MARGIN_S, Launcher, not_kept_from_
 from activities.outcomes import arguments_of, failed_outcome, progress_of
 from activities.output import exec_result, with_files
 from activities.provider import ProviderAccess
+from activities.redactors import Redactors, redacted
 from activities.refusals import start_refused
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure, as_application_error
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName
 from sandhold.contracts.steps import CommandPlace, CommandProgress, CommandStep, SandboxRef, StopCommandsStep
 from sandhold.contracts.tools import ExecArguments, ExecResult
+from sandhold.security.redaction import Redactor
 from sandhold.storage import SegmentWriter, SessionStorage, Stream
 
 FIRST_WAIT_S = 8.0
@@ -40,9 +42,10 @@ _NOTHING_RUNS = frozenset({SandboxSignal.NOT_STARTED.value, SandboxSignal.LOST.v
 class CommandActivities:
     """Starts and ends commands by the launcher."""
 
-    def __init__(self, access: ProviderAccess, storage: SessionStorage) -> None:
+    def __init__(self, access: ProviderAccess, storage: SessionStorage, redactors: Redactors) -> None:
         self._launcher = Launcher(access)
         self._storage = storage
+        self._redactors = redactors
 
     @activity.defn(name=Activity.RUN_COMMAND)
     async def run_command(self, step: CommandStep) -> CommandProgress:
@@ -56,6 +59,7 @@ class CommandActivities:
         """
         async with heartbeats_if_wanted():
             try:
+                redactor = await self._redactors.of(step.ref)  # Before the command: what cannot be shown is not run.
                 arguments = await arguments_of(self._storage, step, ToolName.EXEC, ExecArguments)
                 timeout_s = _timeout_s(step, arguments)
                 report, clock = await self._start(step, arguments, timeout_s)
@@ -66,9 +70,9 @@ class CommandActivities:
                     raise
                 raise unsure from error
             if report.state != "running":
-                result = exec_result(step.call_id, report, arguments.output)
+                result = exec_result(step.call_id, redacted(report, redactor), arguments.output)
                 if not result.truncated or not (report.stdout.unseen or report.stderr.unseen):
-                    return await self._ended(step, report, result)
+                    return await self._ended(step, report, result, redactor)
             running_s = 0.0 if report.began is None else max(0, clock - report.began) / 100
             started_at = datetime.now(UTC) - timedelta(seconds=running_s)
             place = CommandPlace(
@@ -154,16 +158,19 @@ class CommandActivities:
             return None
         return await self._launcher.upload(ref, data, "script", sure=False)
 
-    async def _ended(self, step: CommandStep, report: CallReport, result: ExecResult) -> CommandProgress:
+    async def _ended(
+        self, step: CommandStep, report: CallReport, result: ExecResult, redactor: Redactor
+    ) -> CommandProgress:
         """The outcome of a command that is over and was seen whole; output that the result has not byte for byte is
-        stored."""
+        stored, redacted."""
         streams: tuple[tuple[Stream, Captured], ...] = (("stdout", report.stdout), ("stderr", report.stderr))
         shown = (result.stdout, result.stderr)
         if [text.encode() for text in shown] != [captured.head + captured.tail for _, captured in streams]:
             whole = True
             for stream, captured in streams:
                 quota = step.ref.storage_quota_bytes
-                writer = SegmentWriter(self._storage, step.ref.session_id, step.call_id, stream, quota=quota)
+                at = (step.ref.session_id, step.call_id, stream)
+                writer = SegmentWriter(self._storage, *at, redactor=redactor, quota=quota)
                 await writer.take(captured.head + captured.tail)
                 await writer.finish()
                 whole = whole and writer.whole

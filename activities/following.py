@@ -28,6 +28,7 @@ from activities.launcher.access import Launcher, not_kept_from_starting, only_re
 from activities.outcomes import progress_of
 from activities.output import exec_result, with_files, with_loss
 from activities.provider import ProviderAccess
+from activities.redactors import Redactors, redacted
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ErrorCode, ToolError
 from sandhold.contracts.names import Activity, call_folder
@@ -40,6 +41,7 @@ from sandhold.contracts.steps import (
     StoredOutput,
 )
 from sandhold.contracts.tools import OutputDetail
+from sandhold.security.redaction import Redactor
 from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage, Stream
 from sandhold.storage.segments import REWRITE_S, SEGMENT_BYTES
 
@@ -70,10 +72,11 @@ _NEVER_STARTED = ToolError(
 class FollowingActivities:
     """Follows commands by the launcher: one follower for all commands of a sandbox that run."""
 
-    def __init__(self, access: ProviderAccess, storage: SessionStorage) -> None:
+    def __init__(self, access: ProviderAccess, storage: SessionStorage, redactors: Redactors) -> None:
         self._launcher = Launcher(access)
         self._storage = storage
         self._stored = SegmentReader(storage)
+        self._redactors = redactors
 
     @activity.defn(name=Activity.FOLLOW_COMMANDS)
     async def follow_commands(self, step: FollowCommandsStep) -> FollowCommandsResult:
@@ -84,10 +87,14 @@ class FollowingActivities:
         on has to know. Goes on from what is known to be in storage: by the places, by the heartbeats of the attempt
         before, and by storage itself. Requests that fail are repeated: no fault on the way to the sandbox ends a
         command or the following; after one that was not answered the next asks about fewer commands. A command whose
-        deadline has long passed is ended. Of one that wrote far more than its cap the beginning is stored. Cancelling
-        this ends nothing but the following. Raises what the provider says about the sandbox itself.
+        deadline has long passed is ended. Of one that wrote far more than its cap the beginning is stored. What becomes
+        known as a secret meanwhile is redacted from then on. Cancelling this ends nothing but the following. Raises
+        what the provider says about the sandbox itself.
         """
-        commands = {call_folder(place.call_id): _Followed(self._storage, step.ref, place) for place in step.commands}
+        redactor = await self._redactors.of(step.ref)
+        commands = {
+            call_folder(place.call_id): _Followed(self._storage, step.ref, place, redactor) for place in step.commands
+        }
         _take_up_heartbeat(commands.values())
         turn = deque(commands)
         at_once = len(commands)
@@ -100,6 +107,9 @@ class FollowingActivities:
                 turn.rotate(-at_once)  # One that spoils the answer is in the way of no other for long.
                 try:
                     await self._end_overdue(step.ref, commands.values())
+                    redactor = await self._redactors.of(step.ref)
+                    for command in commands.values():
+                        await command.use(redactor)
                     # The others' turn comes at once.
                     wait_s = FOLLOW_WAIT_S if len(asked) == len(commands) else 0.0
                     taken = await self._take_news(step.ref, asked, answer_bytes, wait_s)
@@ -108,7 +118,11 @@ class FollowingActivities:
                         raise
                     activity.logger.warning(
                         "following goes on after a failed request",
-                        extra={"error": str(error), "asked_about": len(asked), "commands": len(commands)},
+                        extra={
+                            "error": redactor.redact_text(str(error)),
+                            "asked_about": len(asked),
+                            "commands": len(commands),
+                        },
                     )
                     await asyncio.sleep(max(pause_s, _asked_pause_s(error)))
                     pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
@@ -124,7 +138,7 @@ class FollowingActivities:
                 newly_emptied = any(each.newly_emptied for each in commands.values())
                 if ended or newly_emptied or newly_stored >= STORED_PER_ATTEMPT_BYTES:
                     return FollowCommandsResult(
-                        ended=[await self._ended(step.ref, each) for each in ended],
+                        ended=[await self._ended(step.ref, each, redactor) for each in ended],
                         stored={each.call_id: each.stored for each in commands.values()},
                     )
 
@@ -184,7 +198,7 @@ class FollowingActivities:
         if report.state == "absent":
             raise not_kept_from_starting()
 
-    async def _ended(self, ref: SandboxRef, command: _Followed) -> CommandProgress:
+    async def _ended(self, ref: SandboxRef, command: _Followed, redactor: Redactor) -> CommandProgress:
         await command.finish()
         assert command.end is not None
         if command.place.unsure and command.end.state == "ended" and command.end.ended is None:
@@ -194,7 +208,12 @@ class FollowingActivities:
         detail = cast("OutputDetail", command.place.output)
         asked_to_end = command.place.cancelled is not None
         result = exec_result(
-            command.call_id, command.end, detail, asked_to_end=asked_to_end, time_is_up=command.time_is_up
+            command.call_id,
+            redacted(command.end, redactor),
+            detail,
+            asked_to_end=asked_to_end,
+            time_is_up=command.time_is_up,
+            redactions=command.redactions,
         )
         if command.position.stdout or command.position.stderr:
             result = with_files(result, whole=command.whole, cut_at=command.cut_at)
@@ -205,7 +224,7 @@ class FollowingActivities:
 class _Followed:
     """One command: what of its output is in storage, and its end."""
 
-    def __init__(self, storage: SessionStorage, ref: SandboxRef, place: CommandPlace) -> None:
+    def __init__(self, storage: SessionStorage, ref: SandboxRef, place: CommandPlace, redactor: Redactor) -> None:
         self.place = place
         self.call_id = place.call_id
         self.end: CallReport | None = None
@@ -217,7 +236,7 @@ class _Followed:
         self._end_again_at = 0.0
         self._told: dict[Stream, int] = {"stdout": 0, "stderr": 0}
         """The most that there has been of each stream, by what was told of it."""
-        self._storage, self._ref = storage, ref
+        self._storage, self._ref, self._redactor = storage, ref, redactor
         self._began = StoredOutput()
         self._begin()
         self.go_on_from(place.stored)
@@ -233,20 +252,18 @@ class _Followed:
 
     async def take_up(self, stored: SegmentReader) -> None:
         """Go on from all that lies in storage. Only before anything was taken."""
-        session_id = self._ref.session_id
-        extents = await stored.extents(session_id, self.call_id)
-        self.go_on_from(
-            StoredOutput(stdout_bytes=extents["stdout"].full_bytes, stderr_bytes=extents["stderr"].full_bytes)
-        )
+        segments = await stored.segments(self._ref.session_id, self.call_id)
+        full = {stream: max(0, found - 1) * SEGMENT_BYTES for stream, found in segments.items()}
+        self.go_on_from(StoredOutput(stdout_bytes=full["stdout"], stderr_bytes=full["stderr"]))
         for stream, writer in self._growing:
-            if extents[stream].size > writer.offset:
-                writer.go_on_behind(await stored.read(session_id, self.call_id, stream, writer.offset, SEGMENT_BYTES))
+            if segments[stream] or writer.full_bytes:
+                await writer.go_on()
 
     def _begin(self) -> None:
         at = (self._storage, self._ref.session_id, self.call_id)
-        quota = self._ref.storage_quota_bytes
-        self._stdout = SegmentWriter(*at, "stdout", self._began.stdout_bytes, quota=quota)
-        self._stderr = SegmentWriter(*at, "stderr", self._began.stderr_bytes, quota=quota)
+        redactor, quota = self._redactor, self._ref.storage_quota_bytes
+        self._stdout = SegmentWriter(*at, "stdout", self._began.stdout_bytes, redactor=redactor, quota=quota)
+        self._stderr = SegmentWriter(*at, "stderr", self._began.stderr_bytes, redactor=redactor, quota=quota)
 
     @property
     def position(self) -> Position:
@@ -315,6 +332,11 @@ class _Followed:
         return known.stdout >= end.stdout.size and known.stderr >= end.stderr.size
 
     @property
+    def redactions(self) -> int:
+        """How many secrets were replaced in all that was taken."""
+        return self._stdout.redactions + self._stderr.redactions
+
+    @property
     def whole(self) -> bool:
         """Whether the session's storage had room for all of the output."""
         return self._stdout.whole and self._stderr.whole
@@ -365,9 +387,14 @@ class _Followed:
             self._told["stderr"] = max(self._told["stderr"], report.stderr.size)
         return taken
 
+    async def use(self, redactor: Redactor) -> None:
+        """Redact by this one from here on."""
+        for _, writer in self._growing:
+            await writer.use(redactor)
+
     async def _give_up(self, stream: Stream, writer: SegmentWriter) -> None:
         """The stream was emptied: what was taken of it is in storage when this returns, and nothing else will be."""
-        await writer.finish()
+        await writer.finish(cut=True)
         self.emptied_at[stream] = writer.offset
 
     async def flush(self) -> None:
@@ -376,9 +403,9 @@ class _Followed:
             await writer.flush()
 
     async def finish(self) -> None:
-        """The output is whole."""
-        for _, writer in self._growing:
-            await writer.finish()
+        """The output is whole, or all of it that may be taken."""
+        for stream, writer in self._growing:
+            await writer.finish(cut=writer.offset < self._told[stream])
 
 
 def _take_up_heartbeat(commands: Iterable[_Followed]) -> None:

@@ -10,6 +10,7 @@ from activities.launcher import CallReport, Captured
 from activities.launcher.request import STDERR_WINDOW_BYTES, STDOUT_WINDOW_BYTES
 from activities.outcomes import progress_of
 from activities.output import exec_result, with_files, with_loss
+from activities.redactors import Redactors, as_text
 from sandhold.contracts.names import Activity, call_folder
 from sandhold.contracts.steps import (
     CommandPlace,
@@ -19,14 +20,15 @@ from sandhold.contracts.steps import (
     TellInterruptedStep,
 )
 from sandhold.contracts.tools import OutputDetail
-from sandhold.storage import SegmentReader, SessionStorage, Stream
+from sandhold.storage import OutputWindow, SegmentReader, SessionStorage, Stream
 
 
 class InterruptionActivities:
     """Tells of commands whose sandbox does not run any more. Asks nothing of the provider."""
 
-    def __init__(self, storage: SessionStorage) -> None:
+    def __init__(self, storage: SessionStorage, redactors: Redactors) -> None:
         self._storage = storage
+        self._redactors = redactors
         self._stored = SegmentReader(storage)
 
     @activity.defn(name=Activity.TELL_INTERRUPTED)
@@ -58,14 +60,19 @@ class InterruptionActivities:
         """The stream as the launcher would have told it: whole, or the first fifth of the window and the rest from
         the end."""
         at = (ref.session_id, place.call_id, stream)
-        size = await self._stored.size(*at)
-        if size <= window:
-            head = await self._stored.read(*at, 0, window)
-            return Captured(len(head), head)
-        head_bytes = window // 5
-        tail_bytes = window - head_bytes
+        redactor = await self._redactors.of(ref)
+        stored = await self._stored.extent(*at)
+        if stored.size <= window:
+            head, tail = await self._stored.read(*at, 0, window), OutputWindow(stored.size, 0, b"")
+        else:
+            head_bytes = window // 5
+            tail_bytes = window - head_bytes
+            head = await self._stored.read(*at, 0, head_bytes)
+            tail = await self._stored.read(*at, stored.size - tail_bytes, tail_bytes)
         return Captured(
-            size,
-            await self._stored.read(*at, 0, head_bytes),
-            await self._stored.read(*at, size - tail_bytes, tail_bytes),
+            stored.size,
+            as_text(head.data, redactor).encode(),
+            as_text(tail.data, redactor).encode(),
+            stands_for=head.size + tail.size,
+            redactions=stored.redactions,
         )

@@ -75,10 +75,19 @@ class Shown:
 
 
 def exec_result(
-    call_id: str, report: CallReport, detail: OutputDetail, *, asked_to_end: bool = False, time_is_up: bool = False
+    call_id: str,
+    report: CallReport,
+    detail: OutputDetail,
+    *,
+    asked_to_end: bool = False,
+    time_is_up: bool = False,
+    redactions: int | None = None,
 ) -> ExecResult:
-    """The result of a command that is over. `asked_to_end` says that somebody has asked to end it, `time_is_up` that
-    its timeout made us."""
+    """The result of a command that is over, by a report that is redacted.
+
+    `asked_to_end` says that somebody has asked to end it, `time_is_up` that its timeout made us; `redactions` is how
+    many secrets were replaced in the whole output, by default those in the report.
+    """
     ended = status_of(report, asked_to_end=asked_to_end, time_is_up=time_is_up)
     failed = ended != "completed" or report.exit_code != 0
     budget = stdout_budget(detail, failed=failed)
@@ -93,6 +102,7 @@ def exec_result(
         truncated=truncated,
         stdout_bytes=report.stdout.size,
         stderr_bytes=report.stderr.size,
+        redactions=report.stdout.redactions + report.stderr.redactions if redactions is None else redactions,
         duration_ms=_duration_ms(report),
         call_id=call_id,
         hint=_hint(ended, report, truncated=truncated, detail=detail),
@@ -137,18 +147,7 @@ def status_of(report: CallReport, *, asked_to_end: bool = False, time_is_up: boo
             return "cancelled" if asked_to_end else "timed_out" if time_is_up else "interrupted"
 
 
-def window(raw: bytes, limit: int, *, last: bool) -> tuple[str, int]:
-    """At most the first `limit` bytes as text, and how many bytes of `raw` that are.
-
-    A character that is cut by the end is left for the next window, unless nothing follows it (`last`).
-    """
-    piece = raw[:limit]
-    if not last or len(piece) < len(raw):
-        piece = piece[: _whole_characters(piece)]
-    return clean(piece), len(piece)
-
-
-def _whole_characters(data: bytes) -> int:
+def whole_characters(data: bytes) -> int:
     """`len(data)` without the beginning of a UTF-8 character at the end."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]

@@ -23,17 +23,22 @@ class TornAnswer(Exception):
 
 @dataclass(frozen=True)
 class Captured:
-    """What a stream wrote: `size` bytes in all, of which the first and the last are here."""
+    """What a stream wrote: `size` bytes in all, of which the first and the last are here, or what is shown of them."""
 
     size: int = 0
     head: bytes = b""
     tail: bytes = b""
     """Empty when `head` is everything."""
+    stands_for: int | None = None
+    """How many bytes of the stream head and tail stand for, where that is not their length."""
+    redactions: int = 0
+    """How many secrets were replaced in them."""
 
     @property
     def unseen(self) -> int:
-        """Bytes between head and tail that were not sent."""
-        return max(0, self.size - len(self.head) - len(self.tail))
+        """Bytes between head and tail that are not here."""
+        here = len(self.head) + len(self.tail) if self.stands_for is None else self.stands_for
+        return max(0, self.size - here)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.names import COMMAND_QUERY, ToolName, sandbox_workflow_id
 from sandhold.contracts.sandboxes import CommandState
 from sandhold.contracts.tools import ExecResult
-from sandhold.storage import SessionStorage, StorageError
+from sandhold.storage import OutputWindow, SessionStorage, StorageError
 
 if TYPE_CHECKING:
     from sandhold.client.session import Session
@@ -48,11 +48,17 @@ _FORGOTTEN = CallOutcome(error=_CLOSED)
 
 @dataclass(frozen=True)
 class OutputChunk:
-    """Raw bytes of one stream and where they begin in it."""
+    """What may be shown of `size` bytes of one stream from `offset` on, with `[redacted:NAME]` for each secret."""
 
     stream: Stream
     offset: int
     data: bytes
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the next chunk begins."""
+        return self.offset + self.size
 
 
 class Command:
@@ -91,10 +97,11 @@ class Command:
 
         Without `follow` only what there is by now.
 
-        Within a stream the chunks come in order, byte for byte and without a gap. Memory stays bounded whatever the
-        command writes. The sandbox is told now and then, so that a command whose output is followed goes on to count
-        as its use. Also the output of a command that nobody remembers any more comes, while session storage has it.
-        Raises ToolFailure when there is no such command, or its output cannot be read.
+        Within a stream the chunks come in order and without a gap, byte for byte but for secrets. Offsets count what
+        the command wrote; what may be the beginning of a secret comes once that is known. Memory stays bounded whatever
+        the command writes. The sandbox is told now and then, so that a command whose output is followed goes on to
+        count as its use. Also the output of a command that nobody remembers any more comes, while session storage has
+        it. Raises ToolFailure when there is no such command, or its output cannot be read.
         """
         offsets: dict[Stream, int] = {"stdout": stdout_offset, "stderr": stderr_offset}
         pause = Backoff(_LOOK_FIRST_S, _LOOK_MOST_S)
@@ -218,16 +225,16 @@ class Command:
         while found:
             found = False
             for stream in STREAMS:
-                data = await self._read(stream, offsets[stream], _CHUNK_BYTES)
-                if data:
+                read = await self._read(stream, offsets[stream], _CHUNK_BYTES)
+                offsets[stream] = read.end
+                if read.size:
                     found = True
-                    offset, offsets[stream] = offsets[stream], offsets[stream] + len(data)
-                    yield OutputChunk(stream, offset, data)
+                    yield OutputChunk(stream, read.offset, read.data, read.size)
 
     async def _is_stored(self) -> bool:
-        return any([await self._read(stream, 0, 1) for stream in STREAMS])
+        return any([(await self._read(stream, 0, 1)).size for stream in STREAMS])
 
-    async def _read(self, stream: Stream, offset: int, limit: int) -> bytes:
+    async def _read(self, stream: Stream, offset: int, limit: int) -> OutputWindow:
         try:
             return await self._storage().read_output(self._session.session_id, self.call_id, stream, offset, limit)
         except StorageError as error:
@@ -253,7 +260,7 @@ class Command:
             return []
         kept: tuple[tuple[Stream, str], ...] = (("stdout", result.stdout), ("stderr", result.stderr))
         return [
-            OutputChunk(stream, offsets[stream], data)
+            OutputChunk(stream, offsets[stream], data, len(data))
             for stream, text in kept
             if (data := text.encode()[offsets[stream] :])
         ]

@@ -117,5 +117,7 @@ class CommandResult(Message):
     stdout_bytes: int = 0
     """Bytes written so far."""
     stderr_bytes: int = 0
+    redactions: int = 0
+    """How many secrets in this output were replaced by `[redacted:NAME]`. Offsets count what was written."""
     commands: list[CommandRow] | None = None
     hint: str | None = None

@@ -137,6 +137,8 @@ class ExecResult(Message):
     truncated: bool = False
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    redactions: int = 0
+    """How many secrets in the output were replaced by `[redacted:NAME]`. Bytes are counted as they were written."""
     duration_ms: int | None = None
     call_id: str
     output_files: OutputFiles | None = None

@@ -1,8 +1,9 @@
 """The output of commands in session storage: written while they run, read at any offset, both in bounded memory.
 
 A stream lies in the folder `calls/<call folder>/stdout` (or `stderr`) as segments, each named by its offset in the
-stream as 20 digits. Offsets are multiples of SEGMENT_BYTES. A full segment is final: it is never written again with
-other bytes, and whoever writes it again after a crash writes the same. What does not fill a segment yet lies under the
+stream as 20 digits. Offsets count what the command wrote, and those of segments are multiples of SEGMENT_BYTES; what is
+stored is what may be shown of it (`segment_format`). A full segment is final: it is never written again with other
+bytes, and whoever writes it again after a crash writes the same. What does not fill a segment yet lies under the
 segment's name with `.part` behind it, and is written anew while it grows; the end of the stream is final again. So a
 writer that was thought dead and comes back late can only put an old part beside what is final.
 """
@@ -11,17 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sandhold.contracts.names import call_folder, output_folder
+from sandhold.security.redaction import Piece, Redactor
 from sandhold.storage.quota import QuotaExceeded, Usage
+from sandhold.storage.redaction import StreamRedaction
+from sandhold.storage.segment_format import SEGMENT_BYTES, OutputWindow, Segment
 
-SEGMENT_BYTES = 1024 * 1024
+__all__ = ["SEGMENT_BYTES", "OutputWindow", "SegmentReader", "SegmentWriter", "Stream", "segment_path"]
+
 REWRITE_S = 1.0
 """A segment that is not full is written anew at most this often."""
+AT_ONCE_BYTES = 64 * 1024
+"""Redacting more than this takes so long that everything else in the process goes on beside it."""
 PART_SUFFIX = ".part"
 
 Stream = Literal["stdout", "stderr"]
@@ -43,11 +50,22 @@ def segment_path(call_id: str, stream: Stream, offset: int) -> str:
     return f"{output_folder(call_id, stream)}/{offset:020d}"
 
 
-class SegmentWriter:
-    """Stores one stream in order, from an offset at which a segment begins.
+@dataclass(frozen=True)
+class _Part:
+    """What lies in storage of the segment that is being written."""
 
-    Holds less than a segment, and costs nothing in storage before the first byte. What does not fit in `quota`, what
-    the session may hold, is not stored, nor is anything behind it: the stream ends early, and `whole` says so.
+    end: int
+    """The end of the bytes that it stands for, from the segment's offset."""
+    size: int
+
+
+class SegmentWriter:
+    """Stores one stream in order, redacted, from an offset at which a segment begins.
+
+    Holds less than a segment, and costs nothing in storage before the first byte. Bytes that may be the beginning of a
+    secret are held back until that is known. What does not fit in `quota`, what the session may hold, is not stored,
+    nor is anything behind it: the stream ends early, and `whole` says so. Without a `redactor` what looks like a secret
+    to anybody is redacted.
     """
 
     def __init__(
@@ -58,97 +76,141 @@ class SegmentWriter:
         stream: Stream,
         offset: int = 0,
         *,
+        redactor: Redactor | None = None,
         quota: int | None = None,
     ) -> None:
         if offset % SEGMENT_BYTES:
             raise ValueError(f"no segment begins at {offset}")
         self._quota = quota
-        self._dropped = 0
         self.whole = True
         self._storage = storage
-        self._session_id = session_id
-        self._call_id = call_id
-        self._stream: Stream = stream
-        self._began = self._full = offset
-        self._rest = bytearray()
-        self._part_bytes: int | None = None
+        self._at = (session_id, call_id, stream)
+        self._began = self._full = self._taken = offset
+        self._redaction = StreamRedaction(redactor or Redactor({}))
+        self._segment = Segment()
+        self._part: _Part | None = None
         self._rewrite_at = 0.0
+        self.redactions = 0
+        """How many secrets were replaced from the beginning of the stream on."""
 
     @property
     def offset(self) -> int:
         """Where the next byte belongs."""
-        return self._full + len(self._rest) + self._dropped
+        return self._taken
 
     @property
     def full_bytes(self) -> int:
-        """Bytes that lie in storage in full segments: what a later writer may begin at."""
+        """How far full segments reach in storage: what a later writer may begin at."""
         return self._full
 
     @property
     def unseen(self) -> bool:
-        """Whether there are bytes that readers cannot see yet."""
-        return self.whole and len(self._rest) > (self._part_bytes or 0)
+        """Whether there are bytes that readers could see and cannot yet."""
+        return self.whole and self._segment.end > (self._part.end if self._part else self._segment.begin)
 
-    def go_on_behind(self, part: bytes) -> None:
-        """Go on behind what an earlier writer has stored of the segment at `offset`. Only before anything was taken."""
-        self._rest += part
-        self._part_bytes = len(part)
+    async def go_on(self) -> None:
+        """Go on behind all that an earlier writer has stored from `offset` on. Only before anything was taken."""
+        stored = SegmentReader(self._storage)
+        before = await stored.segment(*self._at, self._full - SEGMENT_BYTES) if self._full else None
+        while (found := await stored.segment(*self._at, self._full)) is not None and found.is_full:
+            before, self._full = found, self._full + SEGMENT_BYTES
+        self._began = self._full
+        self._segment = before.next() if before is not None else Segment()
+        plain = b""
+        if found is not None:
+            self._part = _Part(found.end, found.stored_bytes)
+            if found.is_plain:
+                plain = bytes(found.shown[self._segment.begin :])
+            else:
+                self._segment = found
+        self._taken = self._full + self._segment.end
+        self.redactions = self._segment.redactions
+        await self.take(plain)
+
+    async def use(self, redactor: Redactor) -> None:
+        """Redact by this one from here on."""
+        if self.whole and redactor is not self._redaction.redactor:
+            await self._store(self._redaction.use(redactor))
 
     async def take(self, data: bytes) -> None:
         """Take the bytes at `offset`. All full segments are in storage when this returns, unless the stream is cut."""
+        self._taken += len(data)
         if not self.whole:
-            self._dropped += len(data)
             return
-        at = self._full
-        self._rest += data
-        full: list[tuple[int, bytes]] = []
-        while len(self._rest) >= SEGMENT_BYTES:
-            full.append((at, bytes(self._rest[:SEGMENT_BYTES])))
-            del self._rest[:SEGMENT_BYTES]
-            at += SEGMENT_BYTES
-        if not full:
-            return
-        try:
-            async with self._admitted(at - self._full - (self._part_bytes or 0)):
-                await asyncio.gather(
-                    *(self._put(segment_path(self._call_id, self._stream, n), each) for n, each in full)
-                )
-        except QuotaExceeded:
-            self._cut(at - self._full)
-            return
-        if self._part_bytes or self._full == self._began:  # an earlier writer's, at the beginning
-            await self._storage.delete(self._session_id, self._part_path())
-        self._full, self._part_bytes = at, None
+        if len(data) <= AT_ONCE_BYTES:
+            await self._store(self._redaction.feed(data))
+        else:
+            await self._store(await asyncio.to_thread(self._redaction.feed, data))
 
     async def flush(self) -> None:
         """Store what does not fill a segment, so that readers see it; nothing within REWRITE_S of the last time."""
         if not self.unseen or time.monotonic() < self._rewrite_at:
             return
-        if self._part_bytes is None:
+        if self._part is None:
             # An earlier writer may have come further, and readers have seen it: what is stored never shrinks.
-            earlier = await self._storage.get_bytes(self._session_id, self._part_path())
-            self._part_bytes = len(earlier or b"")
-        if len(self._rest) > self._part_bytes:
+            earlier = await self._storage.get_bytes(self._session_id, self._path(PART_SUFFIX))
+            end = Segment.decoded(earlier).end if earlier else self._segment.begin
+            self._part = _Part(end, len(earlier or b""))
+        if self._segment.end > self._part.end:
+            data = self._segment.encoded()
             try:
-                async with self._admitted(len(self._rest) - self._part_bytes):
-                    await self._put(self._part_path(), bytes(self._rest))
+                async with self._admitted(len(data) - self._part_size):
+                    await self._put(self._path(PART_SUFFIX), data)
             except QuotaExceeded:
                 self._cut()
                 return
-            self._part_bytes = len(self._rest)
+            self._part = _Part(self._segment.end, len(data))
         self._rewrite_at = time.monotonic() + REWRITE_S
 
-    async def finish(self) -> None:
-        """Store the rest as the end of the stream. Safe to repeat."""
-        if not self._rest:
+    async def finish(self, *, cut: bool = False) -> None:
+        """Store the rest as the end of the stream; with `cut` more followed, and is lost. Safe to repeat."""
+        if self.whole:
+            await self._store(self._redaction.end(cut=cut))
+        if self._segment.is_empty:
             return
+        data = self._segment.encoded()
         try:
-            async with self._admitted(len(self._rest) - (self._part_bytes or 0)):
-                await self._put(segment_path(self._call_id, self._stream, self._full), bytes(self._rest))
+            async with self._admitted(len(data) - self._part_size):
+                await self._put(self._path(), data)
         except QuotaExceeded:
             self._cut()
             return
-        await self._storage.delete(self._session_id, self._part_path())
+        await self._storage.delete(self._session_id, self._path(PART_SUFFIX))
+
+    async def _store(self, pieces: Iterable[Piece]) -> None:
+        """Add the pieces to the stream, and store the segments that are full then."""
+        full: list[bytes] = []
+        for piece in pieces:
+            if piece.name is not None:
+                self._segment.replace(piece.size, piece.data)
+                self.redactions += 1
+                self._next_if_full(full)
+                continue
+            data = memoryview(piece.data)
+            while data:
+                data = data[self._segment.show(data) :]
+                self._next_if_full(full)
+        if not full:
+            return
+        try:
+            async with self._admitted(sum(map(len, full)) - self._part_size):
+                await asyncio.gather(*(self._put(self._path(number=n), each) for n, each in enumerate(full)))
+        except QuotaExceeded:
+            self._cut()
+            return
+        if self._part_size or self._full == self._began:  # an earlier writer's, at the beginning
+            await self._storage.delete(self._session_id, self._path(PART_SUFFIX))
+        self._full, self._part = self._full + len(full) * SEGMENT_BYTES, None
+
+    @property
+    def _part_size(self) -> int:
+        """What lies in storage of the segment that is being written."""
+        return 0 if self._part is None else self._part.size
+
+    def _next_if_full(self, full: list[bytes]) -> None:
+        while self._segment.is_full:
+            full.append(self._segment.encoded())
+            self._segment = self._segment.next()
 
     def _admitted(self, more: int) -> AbstractAsyncContextManager[None]:
         """For a write by which the session comes to hold so much more."""
@@ -156,14 +218,19 @@ class SegmentWriter:
             return nullcontext()
         return self._storage.usage.admitted(self._session_id, more, self._quota)
 
-    def _cut(self, taken: int = 0) -> None:
+    def _cut(self) -> None:
         """Store nothing any more, also not when there is room again: a stream has no gaps. What readers saw stays."""
         self.whole = False
-        self._dropped += taken + len(self._rest)
-        self._rest.clear()
+        self._segment = Segment()
 
-    def _part_path(self) -> str:
-        return segment_path(self._call_id, self._stream, self._full) + PART_SUFFIX
+    @property
+    def _session_id(self) -> str:
+        return self._at[0]
+
+    def _path(self, suffix: str = "", *, number: int = 0) -> str:
+        """The place of the segment that is being written, or of one of those behind it."""
+        _, call_id, stream = self._at
+        return segment_path(call_id, stream, self._full + number * SEGMENT_BYTES) + suffix
 
     async def _put(self, path: str, data: bytes) -> None:
         await self._storage.put_bytes(self._session_id, path, data)
@@ -171,12 +238,12 @@ class SegmentWriter:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a stream is stored, from its beginning without a gap."""
+    """What is stored of a stream."""
 
-    full_bytes: int = 0
-    """In full segments: where a writer may go on."""
     size: int = 0
-    """In all: what readers see."""
+    """Bytes of the command."""
+    redactions: int = 0
+    """Secrets among them that were replaced."""
 
 
 class SegmentReader:
@@ -185,50 +252,73 @@ class SegmentReader:
     def __init__(self, storage: Objects) -> None:
         self._storage = storage
 
-    async def read(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> bytes:
-        """At most `limit` bytes from `offset` on; none at or behind what is stored so far."""
-        pieces: list[bytes] = []
-        async for piece in self.chunks(session_id, call_id, stream, offset):
-            pieces.append(piece[:limit])
-            limit -= len(pieces[-1])
-            if limit <= 0:
-                break
-        return b"".join(pieces)
+    async def read(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> OutputWindow:
+        """What may be shown of at most `limit` bytes from `offset` on; of none at or behind what is stored so far.
 
-    async def chunks(self, session_id: str, call_id: str, stream: Stream, offset: int = 0) -> AsyncIterator[bytes]:
-        """What is stored from `offset` on, in pieces of at most SEGMENT_BYTES, to the end of what is stored so far.
-
-        To follow a stream that grows, go on from the offset behind the last piece after a while.
+        Begins behind a secret of which `offset` is in the middle; the last is in it as a whole, also beyond the limit.
         """
-        while True:
+        data: list[bytes] = []
+        at, size, redactions = offset, 0, 0
+        async for window in self.windows(session_id, call_id, stream, offset, limit):
+            if not data:
+                at = window.offset
+            data.append(window.data)
+            size = window.end - at
+            redactions += window.redactions
+        return OutputWindow(at, size, b"".join(data), redactions)
+
+    async def windows(
+        self, session_id: str, call_id: str, stream: Stream, offset: int = 0, limit: int | None = None
+    ) -> AsyncIterator[OutputWindow]:
+        """What is stored from `offset` on, segment by segment, to the limit or the end of what is stored so far.
+
+        To follow a stream that grows, go on from the end of the last window after a while.
+        """
+        while limit is None or limit > 0:
             start = offset - offset % SEGMENT_BYTES
-            segment = await self._segment(session_id, segment_path(call_id, stream, start))
-            piece = segment[offset - start :]
-            if piece:
-                yield piece
-            if len(segment) < SEGMENT_BYTES:
+            segment = await self.segment(session_id, call_id, stream, start)
+            if segment is None:
+                start -= SEGMENT_BYTES
+                before = await self.segment(session_id, call_id, stream, start) if start >= 0 else None
+                if before is not None and start + before.end > offset:
+                    # In the middle of the last secret, which goes on beyond its segment.
+                    yield OutputWindow(start + before.end, 0, b"")
                 return
-            offset = start + SEGMENT_BYTES
+            window = segment.window(offset - start, limit)
+            yield OutputWindow(start + window.offset, window.size, window.data, window.redactions)
+            if not segment.is_full:
+                return
+            limit = None if limit is None else limit - window.size
+            offset = start + window.end
 
-    async def size(self, session_id: str, call_id: str, stream: Stream) -> int:
-        """Bytes that are stored so far, from the beginning of the stream without a gap."""
-        segments: dict[int, int] = {}
-        async for name, size in self._storage.list(session_id, output_folder(call_id, stream)):
-            _note(segments, name, size)
-        return _extent(segments).size
+    async def extent(self, session_id: str, call_id: str, stream: Stream) -> Extent:
+        """How far the stream is stored, from its beginning without a gap."""
+        found: set[int] = set()
+        async for name, _ in self._storage.list(session_id, output_folder(call_id, stream)):
+            _note(found, name)
+        last = _row(found) - 1
+        segment = await self.segment(session_id, call_id, stream, last * SEGMENT_BYTES) if last >= 0 else None
+        return Extent() if segment is None else Extent(last * SEGMENT_BYTES + segment.end, segment.redactions)
 
-    async def extents(self, session_id: str, call_id: str) -> dict[Stream, Extent]:
-        """How far each stream is stored. One list."""
+    async def segments(self, session_id: str, call_id: str) -> dict[Stream, int]:
+        """How many segments of each stream are stored, from its beginning without a gap. All but the last are full.
+
+        One list.
+        """
         folders: dict[str, Stream] = {"stdout": "stdout", "stderr": "stderr"}
-        segments: dict[Stream, dict[int, int]] = {"stdout": {}, "stderr": {}}
-        async for path, size in self._storage.list(session_id, f"calls/{call_folder(call_id)}"):
+        found: dict[Stream, set[int]] = {"stdout": set(), "stderr": set()}
+        async for path, _ in self._storage.list(session_id, f"calls/{call_folder(call_id)}"):
             folder, _, name = path.partition("/")
             if folder in folders:
-                _note(segments[folders[folder]], name, size)
-        return {stream: _extent(found) for stream, found in segments.items()}
+                _note(found[folders[folder]], name)
+        return {stream: _row(offsets) for stream, offsets in found.items()}
 
-    async def _segment(self, session_id: str, path: str) -> bytes:
-        """The bytes of the segment so far; none if it does not exist."""
+    async def segment(self, session_id: str, call_id: str, stream: Stream, offset: int) -> Segment | None:
+        """The segment at `offset` as far as it is stored; None when it is not."""
+        data = await self._bytes(session_id, segment_path(call_id, stream, offset))
+        return None if data is None else Segment.decoded(data)
+
+    async def _bytes(self, session_id: str, path: str) -> bytes | None:
         final = await self._storage.get_bytes(session_id, path)
         if final is not None:
             return final
@@ -236,20 +326,19 @@ class SegmentReader:
         if part is not None:
             return part
         # Between the two looks the part may have become final.
-        return await self._storage.get_bytes(session_id, path) or b""
+        return await self._storage.get_bytes(session_id, path)
 
 
-def _note(segments: dict[int, int], name: str, size: int) -> None:
-    """Note the size of the segment, by its offset, if `name` is one's."""
+def _note(offsets: set[int], name: str) -> None:
+    """Note the offset of the segment, if `name` is one's."""
     digits = name.removesuffix(PART_SUFFIX)
     if digits.isdecimal():
-        # A part that a late writer left may lie beside the final segment.
-        segments[int(digits)] = max(size, segments.get(int(digits), 0))
+        offsets.add(int(digits))
 
 
-def _extent(segments: dict[int, int]) -> Extent:
-    """How far the row of segments reaches that begins at 0. Only a segment that is final is ever full."""
-    full = 0
-    while segments.get(full) == SEGMENT_BYTES:
-        full += SEGMENT_BYTES
-    return Extent(full, full + segments.get(full, 0))
+def _row(offsets: set[int]) -> int:
+    """How many segments are in the row that begins at 0."""
+    number = 0
+    while number * SEGMENT_BYTES in offsets:
+        number += 1
+    return number

@@ -14,7 +14,7 @@ from sandhold.storage.errors import DocumentMissing, StorageError
 from sandhold.storage.files import FileStore
 from sandhold.storage.objects import SessionObjects
 from sandhold.storage.quota import Usage
-from sandhold.storage.segments import SegmentReader, Stream
+from sandhold.storage.segments import OutputWindow, SegmentReader, Stream
 
 
 class SessionStorage:
@@ -66,8 +66,8 @@ class SessionStorage:
         value: JsonValue = json.loads(data)
         return value
 
-    async def read_output(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> bytes:
-        """At most `limit` bytes of a command's output from `offset` on; none at or behind what is stored so far."""
+    async def read_output(self, session_id: str, call_id: str, stream: Stream, offset: int, limit: int) -> OutputWindow:
+        """What may be shown of at most `limit` bytes of a command's output; see `SegmentReader.read`."""
         return await SegmentReader(self).read(session_id, call_id, stream, offset, limit)
 
     async def put_bytes(self, session_id: str, path: str, data: bytes) -> None:

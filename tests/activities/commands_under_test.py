@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import JsonValue
@@ -13,6 +13,8 @@ from pydantic import JsonValue
 from activities.command_io import CommandIoActivities
 from activities.commands import CommandActivities
 from activities.following import FollowingActivities
+from activities.interruptions import InterruptionActivities
+from activities.redactors import Redactors
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.commands import CommandResult
 from sandhold.contracts.steps import (
@@ -35,15 +37,28 @@ EXECUTE = {"method": "POST", "route": "/toolbox/{sandbox_id}/process/execute"}
 _numbers = itertools.count(1)
 
 
+class SecretsUnderTest:
+    """Secrets that a test says are known to every session."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+
+    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
+        return self.known
+
+
 class Commands:
     """The tool on one sandbox, as a workflow calls it."""
 
     def __init__(self, provider: ProviderUnderTest, ref: SandboxRef) -> None:
         self.provider = provider
         self.ref = ref
-        self.activities = CommandActivities(provider.access, provider.storage)
-        self.following = FollowingActivities(provider.access, provider.storage)
-        self.io = CommandIoActivities(provider.access, provider.storage)
+        self.secrets = SecretsUnderTest()
+        redactors = Redactors(self.secrets)
+        self.activities = CommandActivities(provider.access, provider.storage, redactors)
+        self.following = FollowingActivities(provider.access, provider.storage, redactors)
+        self.io = CommandIoActivities(provider.access, provider.storage, redactors)
+        self.interruptions = InterruptionActivities(provider.storage, redactors)
         self.output = SegmentReader(provider.storage)
 
     def step(
@@ -95,7 +110,7 @@ class Commands:
 
     async def stored(self, call_id: str, stream: Stream = "stdout") -> bytes:
         """All that session storage holds of a stream."""
-        return b"".join([piece async for piece in self.output.chunks(self.ref.session_id, call_id, stream)])
+        return b"".join([each.data async for each in self.output.windows(self.ref.session_id, call_id, stream)])
 
     async def read(self, call_id: str, stdout: int = 0, stderr: int = 0, **more: Any) -> CommandResult:
         fields = {"wait_s": 0.0, "reader": new_call_id(), **more}

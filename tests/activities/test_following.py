@@ -437,9 +437,9 @@ async def test_much_output_is_stored_whole_in_little_memory(provider: ProviderUn
     result = await commands.follow_to_the_end(place)
     grown = memory_peak(os.getpid()) - start
     digest, size = hashlib.sha256(), 0
-    async for piece in SegmentReader(provider.storage).chunks(commands.ref.session_id, call_id, "stdout"):
-        digest.update(piece)
-        size += len(piece)
+    async for window in SegmentReader(provider.storage).windows(commands.ref.session_id, call_id, "stdout"):
+        digest.update(window.data)
+        size += window.size
     assert size == result.stdout_bytes == OUTPUT_BYTES
     assert len(result.stdout) <= 512
     assert digest.hexdigest() == (await commands.sh(f"sha256sum <.sandhold/calls/{call_id}/stdout")).split()[0]

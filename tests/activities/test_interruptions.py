@@ -12,11 +12,13 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.interruptions import InterruptionActivities
 from activities.output import AUTO_FAILURE_BYTES
+from activities.redactors import Redactors
 from sandhold.contracts.calls import LEDGER_RESULT_LIMIT_BYTES, json_bytes
 from sandhold.contracts.steps import CommandPlace, CommandProgress, SandboxRef, StoredOutput, TellInterruptedStep
 from sandhold.contracts.tools import ExecResult
 from sandhold.storage import SegmentWriter, SessionStorage, Stream
 from sandhold.storage.segments import SEGMENT_BYTES
+from tests.activities.commands_under_test import SecretsUnderTest
 
 pytestmark = pytest.mark.storage("folder", "s3")
 
@@ -44,7 +46,11 @@ async def store(storage: SessionStorage, of: CommandPlace, stream: Stream, *piec
 
 async def tell(storage: SessionStorage, *places: CommandPlace) -> list[CommandProgress]:
     step = TellInterruptedStep(ref=REF, commands=list(places))
-    return (await ActivityEnvironment().run(InterruptionActivities(storage).tell_interrupted, step)).ended
+    return (
+        await ActivityEnvironment().run(
+            InterruptionActivities(storage, Redactors(SecretsUnderTest())).tell_interrupted, step
+        )
+    ).ended
 
 
 async def result_of(storage: SessionStorage, progress: CommandProgress) -> ExecResult:
@@ -115,8 +121,8 @@ async def test_much_output_is_told_within_the_budget_errors_first_with_exact_cou
 async def test_many_large_results_fit_into_one_message(storage: SessionStorage) -> None:
     commands = [place(output="full") for _ in range(3)]
     for command in commands:
-        await store(storage, command, "stdout", b"x" * 40_000)
+        await store(storage, command, "stdout", b"o" * 40_000)
     for progress in await tell(storage, *commands):
         assert progress.outcome is not None
         assert len(json_bytes(progress.outcome.result)) <= LEDGER_RESULT_LIMIT_BYTES
-        assert (await result_of(storage, progress)).stdout == "x" * 40_000
+        assert (await result_of(storage, progress)).stdout == "o" * 40_000

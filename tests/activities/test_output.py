@@ -18,7 +18,7 @@ from activities.output import (
     exec_result,
     shown,
     status_of,
-    window,
+    whole_characters,
     with_files,
 )
 
@@ -230,6 +230,11 @@ def test_cleaning_any_bytes_twice_changes_nothing_more(raw: bytes) -> None:
     once = clean(raw)
     assert "\r" not in once
     assert clean(once.encode()) == once or "\x1b" in raw.decode("utf-8", "replace")
+
+
+def window(raw: bytes, limit: int, *, last: bool) -> tuple[str, int]:
+    piece = raw[:limit] if last and len(raw) <= limit else raw[:limit][: whole_characters(raw[:limit])]
+    return clean(piece), len(piece)
 
 
 @given(st.text(max_size=400).map(str.encode), st.integers(4, 50), st.integers(0, 400))

@@ -20,6 +20,7 @@ import pytest
 from sandhold.client import Session
 from tests.cable import Cable
 from tests.cli.process import COMMAND, Finished, finished, sandhold, started
+from tests.local_daytona_server import API_KEY
 from tests.stack import Stack, environment_of
 from tests.workflows.waiting import eventually
 
@@ -87,6 +88,21 @@ async def test_output_comes_while_the_command_runs_and_the_exit_code_is_its_own(
     assert (await live.line(live.out), await live.line(live.err)) == ("begun\n", "err\n")
     await session.write_file("box", "go", "")
     assert await live.finished() == Finished(5, "end\n", "")
+
+
+async def test_secrets_are_redacted_in_output_while_it_comes(session: Session, env: Mapping[str, str]) -> None:
+    script = f"echo key {API_KEY}; echo {API_KEY} >&2; printf '{API_KEY[:6]}'; {HELD}".replace("begun", API_KEY[6:])
+    live = await Live.exec(session, "--call-id", "telling", "--", script, env=env)
+    shown = "[redacted:SANDHOLD_DAYTONA_API_KEY]\n"
+    assert (await live.line(live.out), await live.line(live.err)) == (f"key {shown}", shown)
+    assert await live.line(live.out) == shown
+    await session.write_file("box", "go", "")
+    assert await live.finished() == Finished(5, "end\n", "")
+    again = await run("output", session.session_id, "box", "telling", env=env)
+    assert (again.out, again.err) == (f"key {shown}{shown}end\n", shown)
+    as_json = await run("exec", session.session_id, "box", "--call-id", "telling", "--json", "--", script, env=env)
+    assert as_json.out.count('"redactions": 3') == 1
+    assert API_KEY not in as_json.out
 
 
 async def test_a_command_that_empties_its_output_keeps_its_exit_code_and_the_loss_is_told(

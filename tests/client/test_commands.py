@@ -17,6 +17,7 @@ from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import Activity, sandbox_workflow_id
 from sandhold.contracts.sandboxes import CommandState
 from sandhold.contracts.tools import OutputFiles
+from tests.local_daytona_server import API_KEY
 from tests.stack import Stack
 from tests.workflows.waiting import eventually
 
@@ -44,7 +45,8 @@ async def output_of(command: Command, **options: Any) -> dict[Stream, bytes]:
         "stderr": options.get("stderr_offset", 0),
     }
     async for chunk in command.output(**options):
-        assert chunk.offset == begin[chunk.stream] + len(came[chunk.stream])
+        assert chunk.offset == begin[chunk.stream]
+        begin[chunk.stream] = chunk.end
         came[chunk.stream] += chunk.data
     return came
 
@@ -84,6 +86,23 @@ async def test_bytes_of_any_value_come_unchanged_from_short_and_from_long_comman
     assert await output_of(long) == {"stdout": ANY_OUT * 2, "stderr": ANY_ERR * 2}
     late = await output_of(session.command("box", "any-short"), stdout_offset=3)
     assert late == {"stdout": ANY_OUT[3:], "stderr": ANY_ERR}
+
+
+async def test_secrets_come_from_no_offset_of_short_and_of_long_commands(session: Session) -> None:
+    shown = b"a [redacted:SANDHOLD_DAYTONA_API_KEY] b\n"
+    script = f"printf 'a {API_KEY[:5]}'; sleep $0; printf '{API_KEY[5:]} b\\n'"
+    short = await session.exec("box", script.replace("$0", "0"))
+    long = await session.start("box", script.replace("$0", "1.5"))
+    for command in (session.command("box", short.call_id), long):
+        assert await output_of(command) == {"stdout": shown, "stderr": b""}
+        end = len(API_KEY) + 2
+        for offset in range(end + 2):
+            chunks = [chunk async for chunk in command.output(offset)]
+            inside = 2 < offset < end
+            begin = end if inside else offset
+            assert [(chunk.offset, chunk.end) for chunk in chunks] == [(begin, len(API_KEY) + 5)]
+            assert chunks[0].data == (b" b\n"[begin - end :] if begin >= end else shown[begin:])
+    assert (await long.wait()).redactions == short.redactions == 1
 
 
 @pytest.mark.storage("folder")

@@ -194,15 +194,15 @@ async def test_output_beyond_the_quota_is_cut_where_readers_saw_its_end(storage:
     await writer.finish()
     assert not writer.whole
     reader = SegmentReader(storage)
-    kept = b"".join([piece async for piece in reader.chunks(SESSION, "c", "stdout")])
+    kept = b"".join([window.data async for window in reader.windows(SESSION, "c", "stdout")])
     assert kept == data[: len(kept)]
     assert 3 * MIB <= len(kept) <= 3.5 * MIB
-    assert await reader.size(SESSION, "c", "stdout") == len(kept)
+    assert (await reader.extent(SESSION, "c", "stdout")).size == len(kept)
     again = SegmentWriter(storage, SESSION, "c", "stdout", writer.full_bytes, quota=int(3.5 * MIB))
     await again.take(data[again.offset :])
     await again.finish()
     assert not again.whole
-    assert b"".join([piece async for piece in reader.chunks(SESSION, "c", "stdout")]) == kept
+    assert b"".join([window.data async for window in reader.windows(SESSION, "c", "stdout")]) == kept
 
 
 async def test_a_session_whose_counting_takes_long_is_counted_less_often(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sandhold.contracts.names import call_folder
 from sandhold.storage import SegmentReader, SegmentWriter, SessionStorage
 from sandhold.storage import segments as segments_module
-from sandhold.storage.segments import SEGMENT_BYTES, Extent, segment_path
+from sandhold.storage.segments import SEGMENT_BYTES, segment_path
 
 SESSION = "s-1"
 
@@ -29,11 +29,11 @@ def writer(storage: SessionStorage, offset: int = 0, call_id: str = "c") -> Segm
 
 async def whole(storage: SessionStorage, call_id: str = "c", offset: int = 0) -> bytes:
     reader = SegmentReader(storage)
-    return b"".join([piece async for piece in reader.chunks(SESSION, call_id, "stdout", offset)])
+    return b"".join([window.data async for window in reader.windows(SESSION, call_id, "stdout", offset)])
 
 
 async def size(storage: SessionStorage, call_id: str = "c") -> int:
-    return await SegmentReader(storage).size(SESSION, call_id, "stdout")
+    return (await SegmentReader(storage).extent(SESSION, call_id, "stdout")).size
 
 
 async def names(storage: SessionStorage, call_id: str = "c") -> list[str]:
@@ -88,7 +88,9 @@ async def test_any_bytes_come_back_from_any_offset(
     await new.finish()
     assert await whole(storage) == stream
     assert await size(storage) == len(stream)
-    assert await SegmentReader(storage).read(SESSION, "c", "stdout", offset, limit) == stream[offset : offset + limit]
+    window = await SegmentReader(storage).read(SESSION, "c", "stdout", offset, limit)
+    assert (window.offset, window.data) == (offset, stream[offset : offset + limit])
+    assert window.size == len(window.data)
 
 
 async def test_a_writer_that_goes_on_after_a_crash_writes_the_same_and_readers_lose_nothing(
@@ -140,18 +142,17 @@ async def test_a_gap_ends_what_there_is(storage: SessionStorage) -> None:
 
 
 @pytest.mark.parametrize("call_id", ["c", "..", "a:b"])
-async def test_how_far_both_streams_are_stored_is_found_by_one_list(
+async def test_how_many_segments_of_both_streams_are_stored_is_found_by_one_list(
     storage: SessionStorage, monkeypatch: pytest.MonkeyPatch, call_id: str
 ) -> None:
     reader = SegmentReader(storage)
-    assert await reader.extents(SESSION, call_id) == {"stdout": Extent(), "stderr": Extent()}
+    assert await reader.segments(SESSION, call_id) == {"stdout": 0, "stderr": 0}
     new = writer(storage, call_id=call_id)
-    await new.take(b"x" * (2 * SEGMENT_BYTES + 1))
+    await new.take(b"o" * (2 * SEGMENT_BYTES + 1))
     await new.flush()
-    reach = {"stdout": Extent(2 * SEGMENT_BYTES, 2 * SEGMENT_BYTES + 1), "stderr": Extent()}
-    assert await reader.extents(SESSION, call_id) == reach
+    assert await reader.segments(SESSION, call_id) == {"stdout": 3, "stderr": 0}
     await new.finish()
-    await storage.put_bytes(SESSION, segment_path(call_id, "stdout", 3 * SEGMENT_BYTES), b"x" * SEGMENT_BYTES)
+    await storage.put_bytes(SESSION, segment_path(call_id, "stdout", 4 * SEGMENT_BYTES), b"x" * SEGMENT_BYTES)
     await storage.put_bytes(SESSION, segment_path(call_id, "stderr", SEGMENT_BYTES), b"x" * SEGMENT_BYTES)
     await storage.put_json(SESSION, f"calls/{call_folder(call_id)}/result.json", {})
     lists = 0
@@ -163,7 +164,7 @@ async def test_how_far_both_streams_are_stored_is_found_by_one_list(
         return listed(session_id, folder)
 
     monkeypatch.setattr(storage, "list", counted)
-    assert await reader.extents(SESSION, call_id) == reach
+    assert await reader.segments(SESSION, call_id) == {"stdout": 3, "stderr": 0}
     assert lists == 1
 
 

@@ -1,0 +1,112 @@
+"""What must not be shown of what a session's sandboxes print: who knows it, and how it is taken out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from activities.launcher import CallReport, Captured
+from activities.output import clean
+from sandhold.contracts.steps import SandboxRef
+from sandhold.security.redaction import Piece, Redactor
+from sandhold.settings import Settings
+from sandhold.storage import OutputWindow
+
+_KEPT = 64
+"""Redactors that are kept: one takes some time to make, and commands come one after the other."""
+_OVERWRITING = (b"\x1b", b"\r")
+
+
+class KnownSecrets(Protocol):
+    """Knows the secrets that a session's commands may print."""
+
+    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
+        """Their values by the names to show in their place. Raises when it cannot tell: then nothing may be shown."""
+        ...
+
+
+class DeploymentSecrets:
+    """The deployment's own key at the provider."""
+
+    def __init__(self, settings: Settings) -> None:
+        key = settings.daytona_api_key
+        self._secrets = {} if key is None else {"SANDHOLD_DAYTONA_API_KEY": key.get_secret_value()}
+
+    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
+        return self._secrets
+
+
+class Redactors:
+    """The redactors of sessions, made anew only where other secrets are known."""
+
+    def __init__(self, secrets: KnownSecrets) -> None:
+        self._secrets = secrets
+        self._made: OrderedDict[frozenset[tuple[str, str]], Redactor] = OrderedDict()
+
+    async def of(self, ref: SandboxRef) -> Redactor:
+        """The redactor for what the sandboxes of this session print; the same one while the same secrets are known."""
+        known = frozenset((await self._secrets.of(ref.session_id, ref.owner)).items())
+        redactor = self._made.pop(known, None) or Redactor(dict(known))
+        self._made[known] = redactor
+        while len(self._made) > _KEPT:
+            self._made.popitem(last=False)
+        return redactor
+
+
+def redacted(report: CallReport, redactor: Redactor) -> CallReport:
+    """The report as it may be shown: what it carries of the streams' beginnings and ends is redacted.
+
+    Where bytes between beginning and end are missing, no part of a secret is shown that may be cut there.
+    """
+    return replace(report, stdout=_captured(report.stdout, redactor), stderr=_captured(report.stderr, redactor))
+
+
+def _captured(captured: Captured, redactor: Redactor) -> Captured:
+    if captured.unseen:
+        head, tail = redactor.pieces(captured.head, ends=False), redactor.pieces(captured.tail, begins=False)
+    else:
+        head, tail = redactor.pieces(captured.head + captured.tail), []
+    return Captured(
+        captured.size,
+        _text(head, redactor),
+        _text(tail, redactor),
+        stands_for=len(captured.head) + len(captured.tail),
+        redactions=sum(piece.name is not None for piece in [*head, *tail]),
+    )
+
+
+def _text(pieces: Iterable[Piece], redactor: Redactor) -> bytes:
+    return as_text(b"".join(piece.data for piece in pieces), redactor).encode()
+
+
+def as_text(shown: bytes, redactor: Redactor) -> str:
+    """What is redacted as the caller reads it, without colours and the like: a secret that they kept apart comes
+    together only then."""
+    text = clean(shown)
+    return redactor.redact_text(text) if any(mark in shown for mark in _OVERWRITING) else text
+
+
+def window_of(pieces: Iterable[Piece], start: int, offset: int, limit: int) -> OutputWindow:
+    """What may be shown of at most `limit` bytes from `offset` on; `pieces` begin at `start`.
+
+    Begins behind a secret of which `offset` is in the middle; the last is in it as a whole, also beyond the limit.
+    """
+    data: list[bytes] = []
+    begin = at = offset
+    redactions = 0
+    for piece in pieces:
+        piece_end, end = start + piece.size, begin + limit
+        if piece.name is not None and piece_end > offset and start < end:
+            if start >= offset:
+                data.append(piece.data)
+                redactions += 1
+            else:
+                begin = piece_end
+            at = piece_end
+        elif piece.name is None and (part := piece.data[max(0, offset - start) : max(0, end - start)]):
+            data.append(part)
+            at = max(start, offset) + len(part)
+        start = piece_end
+    return OutputWindow(begin, at - begin, b"".join(data), redactions)
