@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import takewhile
 
 from ahocorasick_rs import BytesAhoCorasick
@@ -183,8 +183,6 @@ LONGEST_SHAPE = max(shape.longest for shape in SHAPES)
 _BY_TRIGGER = {word: shape for shape in SHAPES for word in shape.triggers}
 _BY_NUMBER = tuple(_BY_TRIGGER.values())
 _TRIGGERS = BytesAhoCorasick(list(_BY_TRIGGER))
-# Each trigger where a token is, for when there are very many of it.
-_TOKENS = tuple(shape.behind(word) for word, shape in _BY_TRIGGER.items())
 _BEGUN = frozenset(word[:end] for word in _BY_TRIGGER for end in range(1, len(word)))
 _LONGEST_TRIGGER = max(map(len, _BY_TRIGGER))
 _MANY = 64
@@ -209,12 +207,18 @@ def _with_tokens(data: bytes, found: list[tuple[int, int, int]]) -> list[tuple[i
         # Nearer to the end a token may be begun.
         near = bisect_left(places, len(data) - shape.longest)
         if near > _MANY:
-            tokens = (token.start() for token in _TOKENS[number].finditer(data))
+            tokens = (token.start() for token in _tokens(number).finditer(data))
             left += [(start, shape) for start in takewhile((len(data) - shape.longest).__gt__, tokens)]
         else:
             near = 0
         left += [(start, shape) for start in places[near:]]
     return left
+
+
+@cache
+def _tokens(number: int) -> re.Pattern[bytes]:
+    """Finds a trigger wherever a token is."""
+    return _BY_NUMBER[number].behind(tuple(_BY_TRIGGER)[number])
 
 
 def begun_trigger(data: bytes) -> int:
