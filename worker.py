@@ -43,6 +43,7 @@ from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
 from activities.provider import ProviderAccess
 from activities.redacted_errors import RedactedErrors
+from activities.redaction import RedactedFailures
 from activities.redactors import Redactors
 from activities.retention import RetentionActivities
 from activities.session_owners import SessionOwners
@@ -52,7 +53,7 @@ from activities.storage_faults import StorageFaults
 from activities.workspace import WorkspaceActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
-from sandhold.logs import configure_logging, core_logging
+from sandhold.logs import configure_logging, core_logging, register_settings
 from sandhold.replay_order import ReplayableRunner
 from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
@@ -93,7 +94,9 @@ class Activities:
     of_calls: Sequence[Callable[..., Any]]
     of_followers: Sequence[Callable[..., Any]]
     around: Sequence[Interceptor] = ()
-    """What stands around each of them, on both workers."""
+    """What stands around each of them, on both workers, and outside of all that looks at failures."""
+    within: Sequence[Interceptor] = ()
+    """What stands around each of them, and inside of what decides about the next attempt."""
 
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess, vault: Vault) -> Activities:
@@ -139,7 +142,8 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess, va
             filling.fill_sandbox,
             filling.push_files,
         ],
-        around=[RedactedErrors(redactors), ConnectionMarks(access.pool)],
+        around=[RedactedFailures(redactors), RedactedErrors(redactors)],
+        within=[ConnectionMarks(access.pool)],
     )
 
 
@@ -163,7 +167,7 @@ def build_workers(
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox, CleanStorage],
         activities=activities.of_calls,
-        interceptors=[MessageIntake(), *activities.around, StorageFaults()],
+        interceptors=[MessageIntake(), *activities.around, *activities.within, StorageFaults()],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
         identity=identity,
         max_concurrent_workflow_tasks=40,
@@ -181,7 +185,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
-        interceptors=[Outages(), *activities.around, StorageFaults()],
+        interceptors=[*activities.around, Outages(), *activities.within, StorageFaults()],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),
@@ -333,6 +337,7 @@ def main() -> int:
     configure_logging()
     try:
         settings = Settings.load()
+        register_settings(settings)
         configure_logging(settings.log_level, settings.log_format)
         asyncio.run(serve(settings))
     except Stopped:

@@ -27,7 +27,7 @@ async def runs(stack: Stack, session: Session, box: str, script: str = SCRIPT) -
     storage = SessionStorage.open(stack.settings.storage_location, RING)
 
     async def stored() -> bytes:
-        return await storage.read_output(session.session_id, call_id, "stderr", 0, 100)
+        return (await storage.read_output(session.session_id, call_id, "stderr", 0, 100)).data
 
     await eventually(stored, lambda data: data.endswith(b"branch\n"), "the output in storage")
     return call_id
