@@ -39,6 +39,7 @@ from activities.lifecycle import LifecycleActivities
 from activities.outages import Outages
 from activities.provider import ProviderAccess, ProviderPool
 from activities.redacted_errors import RedactedErrors
+from activities.redaction import RedactedFailures
 from activities.redactors import DeploymentSecrets, Redactors
 from activities.retention import RetentionActivities
 from activities.session_owners import SessionOwners
@@ -47,7 +48,7 @@ from activities.storage_faults import StorageFaults
 from activities.workspace import WorkspaceActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
-from sandhold.logs import configure_logging, core_logging
+from sandhold.logs import configure_logging, core_logging, register_settings
 from sandhold.replay_order import ReplayableRunner
 from sandhold.schedules import ScheduleUnusable, ensure_schedules
 from sandhold.search_attributes import SearchAttributesUnusable, register_search_attributes
@@ -78,7 +79,7 @@ class Activities:
     of_calls: Sequence[Callable[..., Any]]
     of_followers: Sequence[Callable[..., Any]]
     around: Sequence[Interceptor] = ()
-    """What stands around each of them, on both workers."""
+    """What stands around each of them, on both workers, and outside of all that looks at failures."""
 
 
 def activities_of(client: Client, settings: Settings, access: ProviderAccess) -> Activities:
@@ -123,7 +124,7 @@ def activities_of(client: Client, settings: Settings, access: ProviderAccess) ->
             filling.fill_sandbox,
             filling.push_files,
         ],
-        around=[RedactedErrors(redactors)],
+        around=[RedactedFailures(redactors), RedactedErrors(redactors)],
     )
 
 
@@ -147,7 +148,7 @@ def build_workers(
         task_queue=task_queue,
         workflows=[AgentSession, Sandbox, CleanStorage],
         activities=activities.of_calls,
-        interceptors=[MessageIntake(), StorageFaults(), *activities.around],
+        interceptors=[MessageIntake(), *activities.around, StorageFaults()],
         workflow_runner=ReplayableRunner(SandboxedWorkflowRunner(restrictions=restrictions)),
         identity=identity,
         max_concurrent_workflow_tasks=40,
@@ -165,7 +166,7 @@ def build_workers(
         client,
         task_queue=follow_queue(task_queue),
         activities=activities.of_followers,
-        interceptors=[Outages(), StorageFaults(), *activities.around],
+        interceptors=[*activities.around, Outages(), StorageFaults()],
         identity=identity,
         max_concurrent_activities=400,
         graceful_shutdown_timeout=timedelta(0),
@@ -296,6 +297,7 @@ def main() -> int:
     configure_logging()
     try:
         settings = Settings.load()
+        register_settings(settings)
         configure_logging(settings.log_level, settings.log_format)
         asyncio.run(serve(settings))
     except Stopped:

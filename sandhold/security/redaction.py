@@ -1,36 +1,35 @@
 """Secrets become `[redacted:NAME]`: the values that are known, in every form they take, and tokens of known shapes.
 
 What is shown depends on the bytes alone, never on how they arrived. A match covers every secret that overlaps with it,
-so that no end of one is left beside another, up to `Redactor.longest` bytes. Nothing before a match decides about it:
+so that no end of one is left beside another, up to a length that is bounded. Nothing before a match decides about it:
 reading that begins anywhere outside of matches finds the same ones. Memory and time per byte are bounded.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from ahocorasick_rs import BytesAhoCorasick, MatchKind
-
-from sandhold.security.secret_forms import forms_of
-from sandhold.security.token_shapes import CUT_OFF, CUT_OFF_KEY, LEAST_CUT, LONGEST_SHAPE, SHAPES, Shape
+from sandhold.security.known_values import KnownValues
+from sandhold.security.token_shapes import (
+    LEAST_CUT,
+    LONGEST_SHAPE,
+    Shape,
+    begun_trigger,
+    cut_off_token,
+    triggers,
+)
 
 _BLOCK = 128 * 1024
 """Bytes that are looked at together."""
-_MOST_NESTED = 16
-"""How many forms may end with each other, one inside of the next; beyond that only the shorter ones are searched."""
-_HEAD = 4
-_NAME = re.compile(r"[^A-Za-z0-9_.:-]")
-_LONGEST_NAME = 64
-_CUT_OFF = "cut-off"
-"""The name of what looks like the rest of a token whose beginning was not read."""
+_NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.:-]")
+_LONGEST_LABEL = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What becomes of some bytes of a stream."""
 
@@ -40,6 +39,10 @@ class Piece:
     """How many bytes of the stream it stands for."""
     name: str | None
     """Of the secret; None for bytes as they are."""
+
+
+_Found = tuple[int, int, "int | Shape | _Match"]
+"""Where something begins, the negative of where it ends if that is known, and what: a known value by its number."""
 
 
 class _Ending(Enum):
@@ -52,86 +55,39 @@ class _Ending(Enum):
 
 @dataclass(slots=True)
 class _Match:
-    """Bytes that are not shown, and around them those of the match that may be."""
+    """A secret, or several that overlap, from `start` to `end`; what is not between `lead` and `tail` is shown."""
 
     start: int
     end: int
     name: str
     known: bool
-    """Whether it is a known value, which says more than a shape."""
+    """Whether it is a known value, whose name says more than that of a shape."""
     lead: int
     tail: int
-    """Where the secret begins and ends."""
 
     def absorb(self, other: _Match) -> None:
         """Cover what another match covers, which begins in this one."""
-        if other.start < self.lead or other.end > self.tail:
+        if other.lead < self.lead or other.tail > self.tail or other.end > self.end:
             self.end = max(self.end, other.end)
             self.lead, self.tail = self.start, self.end
         if other.known and not self.known:
             self.name, self.known = other.name, True
 
 
-@dataclass(slots=True)
-class _Trigger:
-    """A place where a token of one of these shapes may begin."""
-
-    start: int
-    shapes: list[Shape]
-
-    def is_undecided(self, data: bytes) -> bool:
-        """Whether bytes behind `data` may make another match of it."""
-        return any(shape.undecided.match(data, self.start) for shape in self.shapes)
-
-    def match(self, data: bytes, *, cut: bool) -> _Match | None:
-        """The longest token here; with `cut` also one that `data` ends in the midst of."""
-        best: _Match | None = None
-        for shape in self.shapes:
-            told: _Match | None = None
-            if cut and shape.recognised.match(data, self.start) and shape.undecided.match(data, self.start):
-                told = _Match(self.start, len(data), shape.name, False, self.start, len(data))
-            elif (whole := shape.match.match(data, self.start)) is not None:
-                told = _Match(self.start, whole.end(), shape.name, False, *whole.span(1))
-            if told is not None and (best is None or told.end > best.end):
-                best = told
-        return best
-
-
 class Redactor:
     """The secrets known to a session, and the shapes, ready to be searched for. Immutable and cheap to share."""
 
     def __init__(self, secrets: Mapping[str, str | bytes]) -> None:
-        """`secrets` by name. Values shorter than `SHORTEST_SECRET` bytes are not searched for.
-
-        Where two have the same form, the name that sorts first is shown.
-        """
-        values = {name: forms_of(secrets[name]) for name in sorted(secrets)}
-        names: dict[bytes, str] = {}
-        for name, found in values.items():
-            if found:
-                names.setdefault(found[0], name)
-        for name, found in values.items():
-            for form in found:
-                names.setdefault(form, name)
-        self._forms = sorted(_not_too_nested(names))
-        self._names = [names[form] for form in self._forms]
-        self._longest_form = max(map(len, self._forms), default=0)
-        self.longest = self._longest_form + LONGEST_SHAPE
+        """`secrets` by name. Values shorter than `secret_forms.SHORTEST_SECRET` bytes are not searched for."""
+        self._values = KnownValues(secrets)
+        self._longest_chain = max(4 * self._values.longest, 256)
+        self.longest = max(self._values.longest + LONGEST_SHAPE, self._longest_chain)
         """Bytes: no match spans more, and as much context before a place is enough to tell if it is in a match."""
-        self._leftmost = BytesAhoCorasick(self._forms, matchkind=MatchKind.LeftmostLongest)
-        self._every = BytesAhoCorasick(self._forms)
-        heads = sorted({form[:_HEAD] for form in self._forms})
-        self._heads = BytesAhoCorasick(heads)
-        self._short_heads = frozenset(head[:size] for head in heads for size in range(1, _HEAD))
-        self._labels = {name: self._label(name) for name in set(names.values())}
+        self._labels = {name: self._label(name) for name in set(self._values.names)}
 
     def _label(self, name: str) -> bytes:
-        shown = _NAME.sub("_", name)[:_LONGEST_NAME]
-        if self._leftmost.find_matches_as_indexes(shown.encode()) or self._leftmost.find_matches_as_indexes(
-            name.encode()
-        ):
-            shown = "secret"
-        return b"[redacted:%b]" % shown.encode()
+        told = any(self._values.are_in(text.encode("utf-8", "replace")) for text in (name, _shown(name)))
+        return _label("secret" if told else _shown(name))
 
     def stream(self) -> RedactionStream:
         """A stream from its beginning, or from any place outside of a match."""
@@ -154,133 +110,95 @@ class Redactor:
         that was cut there, from 4 bytes on, is redacted as well: at the end also the beginning of any token, at the
         front also what looks like the rest of one.
         """
-        stream = RedactionStream(self)
-        if not begins:
-            stream.begin_inside(data)
-        found = stream.feed(data)
-        return found + stream.end(_Ending.NOTHING if ends else _Ending.UNREAD)
+        stream = RedactionStream(self, None if begins else self._cut_off(data))
+        pieces = stream.feed(data)
+        return pieces + stream._take(_Ending.NOTHING if ends else _Ending.UNREAD)
 
-    def _decide(self, data: bytes, ending: _Ending, front: _Match | None = None) -> tuple[list[_Match], int]:
+    def _cut_off(self, data: bytes) -> _Match | None:
+        token = cut_off_token(data)
+        value = self._values.cut_off(data, LEAST_CUT)
+        if value is not None and (token is None or value[1] >= token[1]):
+            return self._value(value[0], 0, value[1])
+        return None if token is None else _Match(0, token[1], token[0], False, 0, token[1])
+
+    def _value(self, number: int, start: int, end: int) -> _Match:
+        return _Match(start, end, self._values.names[number], True, start, end)
+
+    def _decide(self, data: bytes, ending: _Ending, front: _Match | None) -> tuple[list[_Match], int]:
         """The matches that no byte behind `data` can change, and where what is undecided begins."""
         undecided = len(data)
-        cut: list[_Match] = [] if front is None else [front]
+        found: list[_Found] = [] if front is None else [(0, -front.end, front)]
         if ending is _Ending.MORE:
-            if (begun := self._begun_value(data, 1)) is not None:
-                undecided = begun[0]
+            if (begun := self._values.begun(data, 1)) is not None:
+                undecided = begun[1]
             if undecided == 0:
                 return [], 0
-            undecided = min(undecided, _begun_trigger(data))
-        elif ending is _Ending.UNREAD and (begun := self._begun_value(data, LEAST_CUT)) is not None:
-            start, number = begun
-            cut.append(self._known(start, len(data), number))
-        values = self._values(data)
-        triggers = _triggers(data)
-        if not (cut or values or triggers):
+            undecided = min(undecided, begun_trigger(data))
+        elif ending is _Ending.UNREAD and (begun := self._values.begun(data, LEAST_CUT)) is not None:
+            number, start = begun
+            found.append((start, -len(data), self._value(number, start, len(data))))
+        found += [
+            (start, -end, self._value(number, start, end)) for number, start, end in self._values.occurrences(data)
+        ]
+        found += [(start, 0, shape) for start, shape in triggers(data)]
+        if not found:
             return [], undecided
-        return self._swept(data, _in_order([*cut, *values], triggers), ending, undecided)
+        # By their beginnings; of those that begin together values first, longer before shorter ones.
+        found.sort(key=_place)
+        return self._swept(data, found, ending, undecided)
 
-    def _swept(
-        self, data: bytes, found: Iterable[_Match | _Trigger], ending: _Ending, undecided: int
-    ) -> tuple[list[_Match], int]:
-        """Match after match, in order of their beginnings, each with all that overlaps with it."""
+    def _swept(self, data: bytes, found: list[_Found], ending: _Ending, undecided: int) -> tuple[list[_Match], int]:
+        """Match after match, each with all that overlaps with it."""
         decided: list[_Match] = []
         current: _Match | None = None
-        shape: _Match | None = None
-        for each in found:
-            if each.start >= undecided:
+        end = token_from = token_to = 0
+        for start, minus_end, each in found:
+            if start >= undecided:
                 break
-            if current is not None and each.start >= current.end:
+            if current is not None and start >= end:
                 decided.append(current)
-                current = shape = None
-            if isinstance(each, _Match):
+                current, token_to = None, 0
+            if isinstance(each, int):
+                if current is not None and current.known and start >= current.lead and -minus_end <= current.tail:
+                    continue
+                match = self._value(each, start, -minus_end)
+            elif isinstance(each, _Match):
                 match = each
-            elif shape is not None and shape.lead <= each.start < shape.tail:
+            elif token_from <= start < token_to:
+                # A token inside of a token ends with it.
                 continue
-            elif ending is _Ending.MORE and each.is_undecided(data):
-                undecided = each.start
+            elif ending is _Ending.MORE and each.is_undecided(data, start):
+                undecided = start
                 break
-            elif (told := each.match(data, cut=ending is _Ending.UNREAD)) is not None:
-                match = shape = told
+            elif ending is _Ending.UNREAD and each.is_cut(data, start):
+                match = _Match(start, len(data), each.name, False, start, len(data))
+            elif (token := each.pattern.match(data, start)) is not None:
+                match = _Match(start, token.end(), each.name, False, *token.span(1))
             else:
                 continue
             if current is None:
-                current = replace(match)
-            # What was cut at the end of a window is as long as it is.
-            elif match.end - current.start <= self.longest or ending is _Ending.UNREAD:
+                current = match
+            # What is cut at the end of a window is as long as it is.
+            elif ending is _Ending.UNREAD or match.end - current.start <= self._most(current, match, token_to):
                 current.absorb(match)
+            else:
+                continue
+            end = current.end
+            if not match.known:
+                token_from, token_to = match.lead, match.tail
         if current is not None:
-            if current.end <= undecided:
+            if end <= undecided:
                 decided.append(current)
             else:
                 undecided = current.start
         return decided, undecided
 
-    def _known(self, start: int, end: int, number: int) -> _Match:
-        return _Match(start, end, self._names[number], True, start, end)
-
-    def _values(self, data: bytes) -> list[_Match]:
-        """Every occurrence of a known form: of those that begin together, the longest."""
-        windows: list[tuple[int, int]] = []
-        for _, start, end in self._leftmost.find_matches_as_indexes(data):
-            # One that overlaps with another begins inside of it.
-            reach = end + self._longest_form - 1
-            if windows and start < windows[-1][1]:
-                windows[-1] = (windows[-1][0], reach)
-            else:
-                windows.append((start, reach))
-        longest: dict[int, tuple[int, int]] = {}
-        for begin, reach in windows:
-            for number, start, end in self._every.find_matches_as_indexes(
-                memoryview(data)[begin:reach], overlapping=True
-            ):
-                if longest.get(begin + start, (0, 0))[0] < end - start:
-                    longest[begin + start] = (end - start, number)
-        return [self._known(start, start + size, number) for start, (size, number) in longest.items()]
-
-    def _begun_value(self, data: bytes, fewest: int) -> tuple[int, int] | None:
-        """Where the first form begins that `data` ends in the midst of, with at least `fewest` bytes; and which."""
-        if not self._forms:
-            return None
-        base = max(0, len(data) - self._longest_form + 1)
-        for _, at, _ in self._heads.find_matches_as_indexes(memoryview(data)[base:], overlapping=True):
-            if len(data) - base - at >= fewest and (number := self._form_that_begins(data[base + at :])) is not None:
-                return base + at, number
-        for size in range(min(_HEAD - 1, len(data)), fewest - 1, -1):
-            begun = data[len(data) - size :]
-            if begun in self._short_heads and (number := self._form_that_begins(begun)) is not None:
-                return len(data) - size, number
-        return None
-
-    def _form_that_begins(self, begun: bytes) -> int | None:
-        """A form that begins like this and goes on."""
-        number = bisect_right(self._forms, begun)
-        return number if number < len(self._forms) and self._forms[number].startswith(begun) else None
-
-    def _cut_off(self, data: bytes) -> _Match | None:
-        """What at the front of `data` may be the rest of a secret that began before it."""
-        best = 0, _CUT_OFF, False
-        head = data[:LEAST_CUT]
-        if len(head) == LEAST_CUT:
-            for number, form in enumerate(self._forms):
-                at = form.find(head, 1)
-                while at > 0:
-                    rest = form[at:]
-                    if data.startswith(rest) or rest.startswith(data):
-                        size = min(len(rest), len(data))
-                        if size > best[0]:
-                            best = size, self._names[number], True
-                        break
-                    at = form.find(head, at + 1)
-        if (key := CUT_OFF_KEY.match(data)) is not None and key.end() > best[0]:
-            best = key.end(), "private-key", False
-        if (token := CUT_OFF.match(data)) is not None and token.end() > best[0]:
-            best = token.end(), _CUT_OFF, False
-        size, name, known = best
-        return _Match(0, size, name, known, 0, size) if size else None
+    def _most(self, current: _Match, match: _Match, token_to: int) -> int:
+        """How long they may be together: values alone not long, as all of it is held back until its end is known."""
+        return self._longest_chain if current.known and match.known and not token_to else self.longest
 
     def _shown(self, data: bytes, match: _Match) -> Piece:
-        label = self._labels.get(match.name) if match.known else b"[redacted:%b]" % match.name.encode()
-        assert label is not None
+        label = self._labels[match.name] if match.known else _label(match.name)
         shown = data[match.start : match.lead] + label + data[match.tail : match.end]
         return Piece(shown, match.end - match.start, match.name)
 
@@ -288,10 +206,11 @@ class Redactor:
 class RedactionStream:
     """The bytes of one stream on their way. Holds back what may be the beginning of a secret."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, front: _Match | None = None) -> None:
         self._redactor = redactor
+        self._front = front
+        """The rest of a secret that began before the first byte."""
         self._held = b""
-        self._front: _Match | None = None
         self._counts: Counter[str] = Counter()
 
     @property
@@ -304,10 +223,6 @@ class RedactionStream:
         """How often each secret was redacted so far."""
         return self._counts
 
-    def begin_inside(self, data: bytes) -> None:
-        """The stream has begun before `data`, which comes next and all at once."""
-        self._front = self._redactor._cut_off(data)
-
     def feed(self, data: bytes) -> list[Piece]:
         """What can be shown now that these bytes have come."""
         pieces: list[Piece] = []
@@ -316,14 +231,15 @@ class RedactionStream:
             pieces += self._take(_Ending.MORE)
         return pieces
 
-    def end(self, ending: _Ending = _Ending.NOTHING) -> list[Piece]:
+    def end(self) -> list[Piece]:
         """What was held back, now that no more bytes come."""
-        return self._take(ending)
+        return self._take(_Ending.NOTHING)
 
     def _take(self, ending: _Ending) -> list[Piece]:
-        data, front = self._held, self._front
+        data = self._held
         if not data:
             return []
+        front = None if self._front is None else replace(self._front)
         matches, undecided = self._redactor._decide(data, ending, front)
         if undecided > 0:
             self._front = None
@@ -342,48 +258,13 @@ class RedactionStream:
             yield Piece(data[at:end], end - at, None)
 
 
-_SHAPES_BY_TRIGGER = {
-    word: [shape for shape in SHAPES if word in shape.triggers] for word in {w for s in SHAPES for w in s.triggers}
-}
-_TRIGGER_SHAPES = list(_SHAPES_BY_TRIGGER.values())
-_TRIGGER_WORDS = BytesAhoCorasick(list(_SHAPES_BY_TRIGGER))
-_TRIGGERS_BEGUN = frozenset(word[:end] for word in _SHAPES_BY_TRIGGER for end in range(1, len(word)))
-_LONGEST_TRIGGER = max(map(len, _SHAPES_BY_TRIGGER))
+def _place(found: _Found) -> tuple[int, int]:
+    return found[0], found[1]
 
 
-def _triggers(data: bytes) -> list[_Trigger]:
-    found: dict[int, _Trigger] = {}
-    for number, start, _ in _TRIGGER_WORDS.find_matches_as_indexes(data, overlapping=True):
-        shapes = _TRIGGER_SHAPES[number]
-        if start in found:
-            shapes = found[start].shapes + shapes
-        found[start] = _Trigger(start, shapes)
-    return list(found.values())
+def _shown(name: str) -> str:
+    return _NOT_IN_LABELS.sub("_", name)[:_LONGEST_LABEL]
 
 
-def _begun_trigger(data: bytes) -> int:
-    """Where the first trigger begins that `data` ends in the midst of; its length when there is none."""
-    for size in range(min(_LONGEST_TRIGGER - 1, len(data)), 0, -1):
-        if data[len(data) - size :] in _TRIGGERS_BEGUN:
-            return len(data) - size
-    return len(data)
-
-
-def _in_order(matches: list[_Match], triggers: list[_Trigger]) -> list[_Match | _Trigger]:
-    """By their beginnings; of those that begin together known values first, longer before shorter ones."""
-    return sorted([*matches, *triggers], key=_order)
-
-
-def _order(found: _Match | _Trigger) -> tuple[int, int]:
-    return found.start, -found.end if isinstance(found, _Match) else 1
-
-
-def _not_too_nested(forms: Iterable[bytes]) -> Iterator[bytes]:
-    """The forms without those that end with more than `_MOST_NESTED` others, one inside of the next."""
-    ends: list[bytes] = []
-    for backwards in sorted(form[::-1] for form in forms):
-        while ends and not backwards.startswith(ends[-1]):
-            ends.pop()
-        if len(ends) < _MOST_NESTED:
-            ends.append(backwards)
-            yield backwards[::-1]
+def _label(name: str) -> bytes:
+    return b"[redacted:%b]" % name.encode()

@@ -39,6 +39,8 @@ class Run:
     unit: bytes
     fewest: int
     most: int
+    only_if: bytes = b""
+    """A look ahead from where the run begins, into the run."""
 
     @property
     def longest(self) -> int:
@@ -46,7 +48,7 @@ class Run:
 
     @property
     def whole(self) -> bytes:
-        return b"(?:%b){%d,%d}+" % (self.unit, self.fewest, self.most)
+        return b"%b(?:%b){%d,%d}+" % (self.only_if, self.unit, self.fewest, self.most)
 
     @property
     def cut(self) -> bytes:

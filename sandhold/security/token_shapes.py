@@ -7,8 +7,12 @@ work at each such word. What tells that a secret follows (`Authorization: Bearer
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
+
+from ahocorasick_rs import BytesAhoCorasick
 
 from sandhold.security.shape_patterns import Part, Run, cut, whole, word
 
@@ -36,8 +40,6 @@ class Shape:
     secret: tuple[Part, ...]
     tail: tuple[Part, ...] = ()
     """What has to follow, and is shown."""
-    only_if: bytes = b""
-    """A look ahead from where the secret begins."""
     recognised_after: int = 1
     """How many parts tell that this is such a token when its end has not been read."""
 
@@ -51,23 +53,34 @@ class Shape:
         assert not isinstance(first, Run)
         return first.words
 
-    @property
+    @cached_property
     def longest(self) -> int:
         return sum(part.longest for part in self.parts)
 
     @cached_property
-    def match(self) -> re.Pattern[bytes]:
+    def pattern(self) -> re.Pattern[bytes]:
         """Group 1 is the secret."""
-        return re.compile(b"%b%b(%b)%b" % (whole(self.lead), self.only_if, whole(self.secret), whole(self.tail)))
+        return re.compile(b"%b(%b)%b" % (whole(self.lead), whole(self.secret), whole(self.tail)))
+
+    def behind(self, trigger: bytes) -> re.Pattern[bytes]:
+        """Matches this one of the triggers wherever the pattern matches."""
+        return re.compile(b"%b(?=%b)" % (re.escape(trigger), whole(self.parts[1:])))
 
     @cached_property
-    def undecided(self) -> re.Pattern[bytes]:
-        """Matches where more bytes may make another match of it, or one at all."""
+    def _goes_on(self) -> re.Pattern[bytes]:
         return re.compile(cut(self.parts))
 
     @cached_property
-    def recognised(self) -> re.Pattern[bytes]:
+    def _recognised(self) -> re.Pattern[bytes]:
         return re.compile(whole(self.parts[: self.recognised_after]) + b"(?s:.{%d})" % LEAST_CUT)
+
+    def is_undecided(self, data: bytes, start: int) -> bool:
+        """Whether bytes behind `data` may make another match of what is at `start`."""
+        return len(data) - start <= self.longest and self._goes_on.match(data, start) is not None
+
+    def is_cut(self, data: bytes, start: int) -> bool:
+        """Whether at `start` is such a token, as it seems, that goes on behind `data`."""
+        return self.is_undecided(data, start) and self._recognised.match(data, start) is not None
 
 
 def _token(name: str, *beginnings: bytes, unit: bytes = _ALNUM, fewest: int, most: int = 255) -> Shape:
@@ -110,7 +123,7 @@ SHAPES: tuple[Shape, ...] = (
         fewest=20,
     ),
     # `task-`, `disk-` and `risk-` are words, too: only what has capitals, small letters and digits.
-    Shape("api-key", (word(b"sk-"),), (Run(_ALNUM, 32, 64),), only_if=_MIXED),
+    Shape("api-key", (), (word(b"sk-"), Run(_ALNUM, 32, 64, only_if=_MIXED))),
     _token("google-key", b"AIza", unit=_WORD, fewest=35, most=35),
     _token("google-token", b"ya29.", unit=rb"[A-Za-z0-9_.-]", fewest=20, most=2048),
     _token("google-client-secret", b"GOCSPX-", unit=_WORD, fewest=20),
@@ -123,7 +136,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "jwt",
         (),
-        (word(b"eyJ"), Run(_WORD, 8, 1024), word(b".eyJ"), Run(_WORD, 4, 8192), word(b"."), Run(_WORD, 0, 1024)),
+        (word(b"eyJ"), Run(_WORD, 8, 512), word(b".eyJ"), Run(_WORD, 4, 8192), word(b"."), Run(_WORD, 0, 1024)),
         recognised_after=3,
     ),
     Shape(
@@ -154,8 +167,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "authorization",
         (word(b"Bearer ", b"bearer "),),
-        (Run(_CREDENTIAL, 20, 8192),),
-        only_if=rb"(?=[A-Za-z._~+/=-]{0,64}[0-9])",
+        (Run(_CREDENTIAL, 20, 8192, only_if=rb"(?=[A-Za-z._~+/=-]{0,64}[0-9])"),),
     ),
     Shape(
         "url-password",
@@ -168,13 +180,67 @@ SHAPES: tuple[Shape, ...] = (
 
 LONGEST_SHAPE = max(shape.longest for shape in SHAPES)
 
+_BY_TRIGGER = {word: shape for shape in SHAPES for word in shape.triggers}
+_BY_NUMBER = tuple(_BY_TRIGGER.values())
+_TRIGGERS = BytesAhoCorasick(list(_BY_TRIGGER))
+# Each trigger where a token is, for when there are very many of it.
+_TOKENS = tuple(shape.behind(word) for word, shape in _BY_TRIGGER.items())
+_BEGUN = frozenset(word[:end] for word in _BY_TRIGGER for end in range(1, len(word)))
+_LONGEST_TRIGGER = max(map(len, _BY_TRIGGER))
+_MANY = 64
+
+
+def triggers(data: bytes) -> list[tuple[int, Shape]]:
+    """Where tokens may begin, and of which shape: everywhere where one is or may be begun."""
+    found = _TRIGGERS.find_matches_as_indexes(data, overlapping=True)
+    if len(found) > _MANY:
+        return _with_tokens(data, found)
+    return [(start, _BY_NUMBER[number]) for number, start, _ in found]
+
+
+def _with_tokens(data: bytes, found: list[tuple[int, int, int]]) -> list[tuple[int, Shape]]:
+    """The triggers without most of those at which no token is: one after the other these cost too much."""
+    starts: dict[int, list[int]] = {}
+    for number, start, _ in found:
+        starts.setdefault(number, []).append(start)
+    left: list[tuple[int, Shape]] = []
+    for number, places in starts.items():
+        shape = _BY_NUMBER[number]
+        # Nearer to the end a token may be begun.
+        near = bisect_left(places, len(data) - shape.longest)
+        if near > _MANY:
+            tokens = (token.start() for token in _TOKENS[number].finditer(data))
+            left += [(start, shape) for start in takewhile((len(data) - shape.longest).__gt__, tokens)]
+        else:
+            near = 0
+        left += [(start, shape) for start in places[near:]]
+    return left
+
+
+def begun_trigger(data: bytes) -> int:
+    """Where the first trigger begins that `data` ends in the midst of; the end of `data` when there is none."""
+    for size in range(min(_LONGEST_TRIGGER - 1, len(data)), 0, -1):
+        if data[-size:] in _BEGUN:
+            return len(data) - size
+    return len(data)
+
+
 # At the front of what was read, the rest of a token or of a key's lines: long, and of a kind that no word is.
-CUT_OFF = re.compile(
+_CUT_OFF = re.compile(
     rb"(?=[a-z0-9_+/=.-]{0,255}[A-Z])(?=[A-Z0-9_+/=.-]{0,255}[a-z])(?=[A-Za-z_+/=.-]{0,255}[0-9])"
     rb"[A-Za-z0-9_+/=.-]{20,8192}+"
     rb"(?:(?:\r?\n|\\n)[A-Za-z0-9+/=]{40,80}+)*+(?:(?:\r?\n|\\n)[A-Za-z0-9+/=]{1,80}+(?=\r?\n-----END |\\n-----END ))?"
     rb"|[0-9a-f]{32,8192}+|[0-9A-F]{32,8192}+"
 )
-CUT_OFF_KEY = re.compile(
+_CUT_OFF_KEY = re.compile(
     b"%b{0,%d}+-----END [A-Z ]{0,12}PRIVATE KEY(?: BLOCK)?-----" % (_KEY_BODY, _LONGEST_PRIVATE_KEY)
 )
+
+
+def cut_off_token(data: bytes) -> tuple[str, int] | None:
+    """Name and end of what at the front of `data` may be the rest of a token that began before it."""
+    if (key := _CUT_OFF_KEY.match(data)) is not None:
+        return "private-key", key.end()
+    if (token := _CUT_OFF.match(data)) is not None:
+        return "cut-off", token.end()
+    return None

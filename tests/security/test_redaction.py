@@ -1,0 +1,230 @@
+"""What is shown depends on the bytes alone, and no byte of a secret is among it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandhold.security.redaction import Redactor
+from sandhold.security.secret_forms import forms_of
+from sandhold.security.token_shapes import LONGEST_SHAPE
+from tests.security.redaction_cases import TOKENS, in_parts, joined, redactions, shown
+
+EXAMPLES = int(os.environ.get("SANDHOLD_TEST_EXAMPLES", "100"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(case=redactions(), data=st.data())
+def test_any_cutting_of_a_stream_gives_the_same_pieces(case: tuple[Redactor, dict, bytes], data: st.DataObject) -> None:
+    redactor, _, text = case
+    whole = redactor.pieces(text)
+    places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12)))
+    assert joined(in_parts(redactor, text, places)) == joined(whole)
+    assert joined(in_parts(redactor, text, list(range(len(text))))) == joined(whole)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(case=redactions())
+def test_the_pieces_stand_for_all_bytes_and_no_occurrence_of_a_secret_is_shown(
+    case: tuple[Redactor, dict, bytes],
+) -> None:
+    redactor, known, text = case
+    at = 0
+    hidden = bytearray(len(text))
+    for piece in redactor.pieces(text):
+        if piece.name is None:
+            assert piece.data == text[at : at + piece.size]
+        else:
+            assert piece.size <= redactor.longest
+            assert b"[redacted:" in piece.data
+            hidden[at : at + piece.size] = b"\1" * piece.size
+        at += piece.size
+    assert at == len(text)
+    for value in known.values():
+        for form in forms_of(value):
+            start = text.find(form)
+            while start >= 0:
+                assert all(hidden[start : start + len(form)])
+                start = text.find(form, start + 1)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(case=redactions(), data=st.data())
+def test_reading_that_begins_anywhere_outside_of_matches_finds_the_same_ones(
+    case: tuple[Redactor, dict, bytes], data: st.DataObject
+) -> None:
+    redactor, _, text = case
+    pieces = redactor.pieces(text)
+    at = 0
+    for number, piece in enumerate(pieces):
+        inside = data.draw(st.integers(0, piece.size - 1)) if piece.name is None else 0
+        rest = redactor.pieces(text[at + inside :])
+        assert shown(rest) == piece.data[inside:] + shown(pieces[number + 1 :])
+        at += piece.size
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(case=redactions(), data=st.data())
+def test_a_window_shows_no_part_of_a_value_that_is_cut_at_its_edges(
+    case: tuple[Redactor, dict, bytes], data: st.DataObject
+) -> None:
+    redactor, known, text = case
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    pieces = redactor.pieces(text[start:end], begins=False, ends=False)
+    assert sum(piece.size for piece in pieces) == end - start
+    visible = bytearray(len(text))
+    at = start
+    for piece in pieces:
+        if piece.name is None:
+            visible[at : at + piece.size] = b"\1" * piece.size
+        at += piece.size
+    for value in known.values():
+        for form in forms_of(value):
+            found = text.find(form)
+            while found >= 0:
+                seen = visible[max(found, start) : max(min(found + len(form), end), start)]
+                # Three bytes of one that is cut are no secret; one that is whole is hidden.
+                whole = start <= found and found + len(form) <= end
+                assert not any(seen) if whole else sum(seen) <= 3
+                found = text.find(form, found + 1)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(case=redactions())
+def test_what_is_held_back_is_bounded(case: tuple[Redactor, dict, bytes]) -> None:
+    redactor, _, text = case
+    stream = redactor.stream()
+    for byte in text:
+        stream.feed(bytes([byte]))
+        assert stream.held <= 2 * redactor.longest
+    stream.end()
+    assert stream.held == 0
+
+
+@pytest.mark.parametrize(
+    ("secrets", "text", "expected"),
+    [
+        ({"A": "password"}, "the password, twice: passwordpassword", "the [A], twice: [A][A]"),
+        ({"A": "secret", "B": "secret-and-more"}, "secret-and-mor secret-and-more", "[A]-and-mor [B]"),
+        ({"A": "abcdef", "B": "defghi"}, "xabcdefghix", "x[A]x"),
+        ({"A": "cdefgh", "B": "abcdefghij"}, "abcdefghij abcdefgh", "[B] ab[A]"),
+        ({"A": "hunter2hunter2"}, "hunter2hunter2hunter2", "[A]"),
+        ({"A": "redacted"}, "redacted [redacted:A]", "[secret] [[secret]:A]"),
+        ({"NAME": "NAME-NAME"}, "NAME-NAME", "[NAME]"),
+        ({"A": "", "B": "short"}, "short and empty", "short and empty"),
+        ({"B": "the-same", "A": "the-same"}, "the-same", "[A]"),
+        ({"A": b"\xff\xfe\x00\x01\x02\x80"}, b"\x80\xff\xfe\x00\x01\x02\x80\xff", b"\x80[A]\xff"),
+        ({"A": "pässwörd"}, "pässwörd", "[A]"),
+        ({"A": "  padded \n"}, "<padded>", "<[A]>"),
+        ({"bad name]\n[": "some-value"}, "some-value", "[bad_name___]"),
+    ],
+)
+def test_values_are_found_whatever_they_do_to_each_other(
+    secrets: dict, text: str | bytes, expected: str | bytes
+) -> None:
+    raw = text.encode() if isinstance(text, str) else text
+    wanted = expected.encode() if isinstance(expected, str) else expected
+    if "redacted" not in secrets.values():
+        wanted = wanted.replace(b"[", b"[redacted:")
+    else:
+        wanted = b"[redacted:A] [[redacted:A]:A]"
+    assert Redactor(secrets).redact(raw) == wanted
+
+
+def test_text_is_redacted_as_its_bytes_are() -> None:
+    redactor = Redactor({"KEY": "wörd-of-mine"})
+    assert redactor.redact_text("a wörd-of-mine – b \ud800") == "a [redacted:KEY] – b \ud800"
+
+
+def test_a_known_value_gives_its_name_to_the_token_that_holds_it() -> None:
+    [token] = TOKENS["npm-token"]
+    redactor = Redactor({"PUBLISH": token})
+    assert redactor.redact_text(f"Authorization: Bearer {token}") == "Authorization: Bearer [redacted:PUBLISH]"
+    assert redactor.redact_text(f"https://user:{token}@registry/") == "https://[redacted:PUBLISH]@registry/"
+
+
+def test_the_words_around_a_token_are_not_shown_when_they_hold_a_secret() -> None:
+    redactor = Redactor({"ODD": "Authorization", "HALF": "Bearer abcd"})
+    assert redactor.redact_text("Authorization: Basic abcdefgh") == "[redacted:ODD]"
+    assert redactor.redact_text("uthorization: Bearer abcdefgh") == "[redacted:HALF]"
+
+
+def test_counts_are_by_name() -> None:
+    stream = Redactor({"A": "secret-a", "B": "secret-b"}).stream()
+    stream.feed(b"secret-a secret-b secret-")
+    assert stream.held == len("secret-")
+    stream.feed(b"a ")
+    assert dict(stream.counts) == {"A": 2, "B": 1}
+
+
+def test_a_chain_of_overlapping_secrets_is_cut_where_it_becomes_too_long() -> None:
+    redactor = Redactor({"A": "aaaaaa"})
+    text = b"a" * 20_000
+    pieces = redactor.pieces(text)
+    assert {piece.name for piece in pieces} == {"A"}
+    assert all(piece.size <= redactor.longest for piece in pieces)
+    assert joined(in_parts(redactor, text, list(range(0, len(text), 777)))) == pieces
+
+
+def test_thousands_of_secrets_are_searched_at_once() -> None:
+    rng = random.Random(5)
+    secrets = {f"S{number}": rng.randbytes(20).hex() for number in range(3000)}
+    redactor = Redactor(secrets)
+    text = "\n".join(f"{name}={value}" for name, value in secrets.items())
+    expected = "\n".join(f"{name}=[redacted:{name}]" for name in secrets)
+    assert redactor.redact_text(text) == expected
+
+
+def test_secrets_that_end_with_each_other_do_not_multiply_the_work() -> None:
+    redactor = Redactor({f"S{size}": "a" * size for size in range(6, 400)})
+    assert b"a" not in redactor.redact(b"a" * 20_000).replace(b"redacted", b"")
+
+
+SIZE = 48 * 1024
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"ghp_",
+        b"eyJ",
+        b"eyJeyJ.eyJeyJ",
+        b"-----BEGIN RSA PRIVATE KEY-----",
+        b"://a:",
+        b"sk-",
+        b"AKIA",
+        b"Bearer ",
+        b"a",
+        b"ab",
+    ],
+)
+def test_memory_is_bounded_whatever_the_text(unit: bytes) -> None:
+    redactor = Redactor({"A": "aaaaaaaaaaaaaaab", "B": "ababababababababa", "C": "ghp_ghp_ghp_ghp_x"})
+    stream = redactor.stream()
+    text = (unit * (SIZE // len(unit) + 1))[:SIZE]
+    size = 0
+    for _ in range(2):
+        pieces = stream.feed(text)
+        size += sum(piece.size for piece in pieces)
+        assert stream.held <= 2 * redactor.longest
+    size += sum(piece.size for piece in stream.end())
+    assert size == 2 * len(text)
+
+
+def test_a_value_that_is_longer_than_a_search_may_be_is_found_in_parts() -> None:
+    value = random.Random(7).randbytes(40_000).hex()
+    shown_text = Redactor({"BIG": value}).redact_text(f"<{value}>")
+    assert shown_text.startswith("<[redacted:BIG]")
+    assert shown_text.endswith("[redacted:BIG]>")
+    assert len(shown_text) < 200
+
+
+def test_without_secrets_a_match_is_no_longer_than_the_longest_shape() -> None:
+    assert Redactor({}).longest == LONGEST_SHAPE
+    assert sys.getsizeof(Redactor({})) < 1000
