@@ -195,7 +195,9 @@ async def test_no_half_of_a_secret_is_told_beside_what_was_left_out(commands: Co
     head, tail = 64 * 1024 // 5, 64 * 1024 - 64 * 1024 // 5
     for cut in (3, 4, 10, len(SECRET) - 4):
         script = (
-            f"o() {{ head -c $1 /dev/zero | tr '\\0' o; }}; o {head - cut}; printf '{SECRET}'; o 100000; "
+            # What colours take is not shown, so that what is beside the gap is.
+            "o() { yes \"$(printf '\\033[0m')\" | head -c $(($1 / 5 * 5)); yes o | head -c $(($1 % 5)); }; "
+            f"o {head - cut}; printf '{SECRET}'; o 100000; "
             f"printf '{SECRET}'; o {tail - cut}; sleep 0.3"
         )
         result = await commands.follow_to_the_end(await commands.leave(script, background=True, output="full"))
@@ -294,6 +296,14 @@ def test_what_was_replaced_counts_neither_as_left_out_nor_as_more_output() -> No
     result = exec_result("c", report, "full")
     assert result.redactions == 2
     assert result.stdout == f"begin {LABEL} \n[... {raw.unseen} bytes left out ...]\n{LABEL} end\n"
+
+
+@pytest.mark.parametrize("cut", range(1, len(SECRET)))
+def test_at_most_three_bytes_of_a_secret_stand_beside_a_gap(cut: int) -> None:
+    raw = Captured(1000, f"begin {SECRET[:cut]}".encode(), f"{SECRET[-cut:]} end\n".encode())
+    report = redacted(CallReport("c", "ended", exit_code=0, stdout=raw), Redactor({"PHRASE": SECRET}))
+    assert report.stdout.unseen == raw.unseen
+    assert shows_no_part(exec_result("c", report, "full").stdout)
 
 
 def test_a_window_of_pieces_begins_and_ends_outside_of_secrets() -> None:

@@ -21,6 +21,8 @@ from tests.storage.conftest import SESSION
 SECRET = b"correct-horse-baccarat"
 LABEL = b"[redacted:PHRASE]"
 REDACTOR = Redactor({"PHRASE": SECRET.decode(), "OTHER": "carat-staple-42"})
+"""The ends of one may be the beginnings of the other."""
+ALONE = Redactor({"PHRASE": SECRET.decode()})
 SMALL = 64
 
 
@@ -107,6 +109,19 @@ async def test_a_secret_across_a_border_belongs_to_the_segment_in_which_it_begin
     assert (extent.size, extent.redactions) == (new.offset, 1)
 
 
+async def test_whoever_goes_on_behind_a_secret_across_a_border_begins_at_its_end(storage: SessionStorage) -> None:
+    filling = b"o" * (SEGMENT_BYTES - 5)
+    crashed = writer(storage, redactor=ALONE)
+    await crashed.take(filling + SECRET)
+    for offset in (0, SEGMENT_BYTES):
+        new = writer(storage, offset, ALONE)
+        await new.go_on()
+        assert (new.offset, new.full_bytes, new.redactions) == (len(filling) + len(SECRET), SEGMENT_BYTES, 1)
+    await new.take(b" end\n")
+    await new.finish()
+    assert await whole(storage) == filling + LABEL + b" end\n"
+
+
 async def test_a_reader_that_is_in_the_middle_of_the_last_secret_gets_to_the_end(storage: SessionStorage) -> None:
     """The secret goes on beyond the last segment there is."""
     await stored(storage, b"o" * (SEGMENT_BYTES - 5) + SECRET)
@@ -117,7 +132,7 @@ async def test_a_reader_that_is_in_the_middle_of_the_last_secret_gets_to_the_end
 
 
 async def test_what_may_be_the_beginning_of_a_secret_is_not_seen_before_that_is_known(storage: SessionStorage) -> None:
-    new = writer(storage, redactor=Redactor({"PHRASE": SECRET.decode()}))
+    new = writer(storage, redactor=ALONE)
     for at in range(len(SECRET)):
         await new.take(SECRET[at : at + 1])
         await new.flush()
