@@ -28,11 +28,15 @@ from sandhold.contracts.names import Activity, sandbox_workflow_id
 from sandhold.health import Health, WorkerProbe
 from sandhold.settings import Settings
 from tests.dev_process import PATIENCE_S, Dev, clean_environment, wait_until
-from tests.stack import Stack
+from tests.stack import KEY_RING, Stack
 from worker import activities_of, build_workers, run_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-NO_PROVIDER = {"SANDHOLD_DAYTONA_API_URL": "http://127.0.0.1:1/api", "SANDHOLD_DAYTONA_API_KEY": "none"}
+NO_PROVIDER = {
+    "SANDHOLD_DAYTONA_API_URL": "http://127.0.0.1:1/api",
+    "SANDHOLD_DAYTONA_API_KEY": "none",
+    "SANDHOLD_KEYRING": KEY_RING,
+}
 
 
 @contextlib.contextmanager
@@ -82,10 +86,12 @@ async def test_what_keeps_a_worker_from_starting_is_named_and_told_by_its_exit_c
         CannotStart({"SANDHOLD_HEALTH_ADDRESS": "nowhere"}, 2, "SANDHOLD_HEALTH_ADDRESS"),
         CannotStart({"SANDHOLD_TEMPORAL_ADDRESS": address, "SANDHOLD_TEMPORAL_NAMESPACE": "gone"}, 2, "'gone'"),
         CannotStart(unreachable, 4, "127.0.0.1:1"),
+        CannotStart({"SANDHOLD_KEYRING": ""}, 2, f"there is no key ring at {tmp_path / 'keyring.json'}"),
+        CannotStart({"SANDHOLD_KEYRING": '{"version": 1, "keys": []}'}, 2, "SANDHOLD_KEYRING"),
     ]
 
     async def fails(case: CannotStart) -> None:
-        with worker_process(tmp_path, **NO_PROVIDER, **case.env) as worker:
+        with worker_process(tmp_path, **NO_PROVIDER | case.env) as worker:
             out, err = await asyncio.to_thread(worker.communicate, timeout=PATIENCE_S)
             assert worker.returncode == case.code, err
             assert out == ""
