@@ -1,0 +1,92 @@
+"""What must not be seen in a session's output."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from temporalio.exceptions import ApplicationError
+
+from activities.connections import Connections
+from activities.session_secrets import ENVIRONMENT_BYTES, SessionSecrets
+from sandhold.contracts.errors import ErrorCode
+from sandhold.contracts.policy import Policy
+from sandhold.contracts.sessions import SessionRecord, SessionStart
+from sandhold.contracts.steps import SandboxRef
+from sandhold.security import open_key_ring
+from sandhold.settings import Settings
+from sandhold.vault import Vault, open_vault
+from tests.stack import KEY_RING
+
+REF = SandboxRef(session_id="mine", sandbox_id="box", owner="ada", generation=1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, keyring=SecretStr(KEY_RING), daytona_api_key=SecretStr("deployments-key"))
+
+
+@pytest.fixture
+async def vault(settings: Settings) -> AsyncIterator[Vault]:
+    vault = await open_vault(settings, open_key_ring(settings))
+    yield vault
+    await vault.close()
+
+
+@pytest.fixture
+def secrets(settings: Settings, vault: Vault) -> SessionSecrets:
+    return SessionSecrets(settings, Connections(settings, vault), session_known)
+
+
+async def session_known(session_id: str) -> SessionRecord | None:
+    if session_id == "unknown":
+        return None
+    start = SessionStart(session_id=session_id, owner="ada", policy=Policy())
+    return SessionRecord(start=start, run_id=f"run-of-{session_id}", created_at=datetime.now(UTC))
+
+
+async def test_every_secret_of_a_session_is_known_and_none_of_others(
+    secrets: SessionSecrets, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    await vault.put_connection("ada", "daytona", SecretStr("adas-key"), replaces=0)
+    await vault.put_connection("bob", "daytona", SecretStr("bobs-key"), replaces=0)
+    await vault.set_secret("mine", "run-of-mine", "TOKEN", SecretStr("first"))
+    await vault.set_secret("mine", "an-earlier-run", "OLD", SecretStr("of an earlier session"))
+    await vault.set_secret("other", "run-of-other", "OTHER", SecretStr("others"))
+    known = {"DAYTONA_API_KEY": "deployments-key", "daytona-connection": "adas-key"}
+    assert await secrets.of("mine", "ada") == {**known, "TOKEN": "first"}
+    assert await secrets.of("unknown", "ada") == known
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of the store")
+    assert (await secrets.of("mine", "ada"))["AWS_SESSION_TOKEN"] == "of the store"
+
+
+async def test_a_value_that_was_replaced_or_removed_is_known_for_what_still_runs_with_it(
+    secrets: SessionSecrets, vault: Vault
+) -> None:
+    for value in ("first", "second", "third", "second"):
+        await vault.set_secret("mine", "run-of-mine", "TOKEN", SecretStr(value))
+        assert await secrets.environment(REF, ["TOKEN"]) == {"TOKEN": value}
+    known = await secrets.of("mine", "ada")
+    assert [known[name] for name in ("TOKEN", "TOKEN-before-1", "TOKEN-before-2")] == ["second", "third", "first"]
+    await vault.delete_secret("mine", "run-of-mine", "TOKEN")
+    assert "second" in (await secrets.of("mine", "ada")).values()
+
+
+async def test_secrets_that_no_environment_holds_are_refused(secrets: SessionSecrets, vault: Vault) -> None:
+    names = [f"PART_{number}" for number in range(ENVIRONMENT_BYTES // 60_000 + 1)]
+    for name in names:
+        await vault.set_secret("mine", "run-of-mine", name, SecretStr("x" * 60_000))
+    for wanted, code in (
+        (names, ErrorCode.TOO_LARGE),
+        (["PATH"], ErrorCode.INVALID_ARGUMENTS),
+        ([names[0], "MISSING"], ErrorCode.INVALID_ARGUMENTS),
+    ):
+        with pytest.raises(ApplicationError) as refused:
+            await secrets.environment(REF, wanted)
+        assert (refused.value.type, refused.value.non_retryable) == (code, True)
+        assert "xxx" not in str(refused.value)
