@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from sandhold.settings import Settings
+from sandhold.vault.database import open_database
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -127,6 +129,29 @@ def test_volumes_and_configs_that_services_use_are_declared(
                 assert volume["type"] == "bind", name
         for config in service.get("configs", []):
             assert config["source"] in compose["configs"], name
+
+
+def test_the_vault_has_a_database_of_its_own_on_the_server_that_is_there(services: dict[str, dict[str, Any]]) -> None:
+    worker = services["worker"]["environment"]
+    default = VARIABLE.fullmatch(worker["SANDHOLD_DATABASE_URL"])
+    assert default is not None
+    settings = Settings(data_dir=Path("/data"), database_url=SecretStr(default["rest"].removeprefix(":-")))
+    database = open_database(settings)
+    assert database.shown == "postgresql://postgresql:5432/sandhold"
+    assert services["postgresql"]["environment"]["POSTGRES_USER"] in default["rest"]
+    assert worker["PGPASSWORD"] == services["postgresql"]["environment"]["POSTGRES_PASSWORD"]
+    assert "sql --db sandhold create" in services["temporal-schema"]["command"][0]
+
+
+def test_the_key_ring_comes_as_a_file_that_clients_of_the_host_have_by_default(
+    compose: dict[str, Any], services: dict[str, dict[str, Any]]
+) -> None:
+    [secret] = services["worker"]["secrets"]
+    assert services["worker"]["environment"]["SANDHOLD_KEYRING"] == f"/run/secrets/{secret}"
+    default = VARIABLE.fullmatch(compose["secrets"][secret]["file"])
+    assert default is not None
+    at_client = Settings(data_dir=Path(".sandhold"), keyring=None).key_ring_file
+    assert Path.cwd() / default["rest"].removeprefix(":-") == at_client
 
 
 def test_every_image_is_pinned_to_a_version(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,7 +46,7 @@ def secret_input(sources: list[str] | None, what: str) -> SecretStr:
     if sources not in (None, [], ["-"]):
         raise typer.BadParameter(f"{what} is not taken from the command line: leave it out, or give - and use stdin")
     if not sources and sys.stdin.isatty():
-        return SecretStr(typer.prompt(what, hide_input=True, err=True))
+        return SecretStr(_asked_for(what))
     data = sys.stdin.buffer.read(_MOST_BYTES)
     if len(data) == _MOST_BYTES:
         raise typer.BadParameter(f"{what} is longer than {SECRET_BYTES} bytes")
@@ -56,3 +57,13 @@ def secret_input(sources: list[str] | None, what: str) -> SecretStr:
     if not text:
         raise typer.BadParameter(f"{what} is empty: stdin held nothing")
     return SecretStr(text)
+
+
+def _asked_for(what: str) -> str:
+    try:
+        text = getpass.getpass(f"{what}: ")
+    except EOFError:
+        text = ""
+    if not text:
+        raise typer.BadParameter(f"{what} is empty")
+    return text
