@@ -45,7 +45,7 @@ def texts(size: int) -> dict[str, tuple[Redactor, bytes]]:
         "beginnings of tokens: `ghp_ghp_`": (few, _repeated(b"ghp_", size)),
         "`eyJeyJ`": (few, _repeated(b"eyJ", size)),
         "`://a:b`": (few, _repeated(b"://a:b", size)),
-        "`aaaa` where secrets are made of it": (nasty, _repeated(b"a", size // 8)),
+        "`aaaa` where secrets are made of it": (nasty, _repeated(b"a", size // 64)),
     }
 
 
