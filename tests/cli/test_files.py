@@ -20,6 +20,7 @@ import pytest
 from sandhold.client import Session
 from sandhold.storage import SessionStorage
 from sandhold.storage.claims import CLAIM
+from sandhold.storage.session_keys import SESSION_KEY
 from tests.cli.process import COMMAND, finished, sandhold, started
 from tests.s3_server import S3Server
 from tests.stack import RING, Stack, environment_of
@@ -50,7 +51,7 @@ def unfinished(request: pytest.FixtureRequest, stack: Stack) -> Callable[[Sessio
         return lambda session: server.unfinished_uploads(place.netloc, session.session_id)
     sessions = Path(place.path) / "sessions"
     return lambda session: sum(
-        path.is_file() and path.name != CLAIM for path in (sessions / session.session_id).rglob("*")
+        path.is_file() and path.name not in {CLAIM, SESSION_KEY} for path in (sessions / session.session_id).rglob("*")
     )
 
 
