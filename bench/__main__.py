@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from bench.measure import EARLY_CALL, Bench, Counts
+from bench.plain import PLAIN_QUEUE, PlainSandhold
 from bench.report import Report, show
 from bench.running import leave, provider_of, run_bench
 from sandhold.cli.stack.errors import StackFailed
+from sandhold.cli.stack.plans import worker_plan
 from sandhold.cli.stack.stack import Stack
 from sandhold.client import Sandhold
 
@@ -39,9 +42,10 @@ def main() -> int:
     counts = Counts(given.rounds, late_call, given.window, given.concurrent_calls, given.creates)
 
     async def measure(stack: Stack, console: Console) -> Report:
-        async with floor_worker(stack), provider_of(stack) as provider:
+        async with floor_worker(stack), plain_worker(stack), provider_of(stack) as provider:
             sandhold = await Sandhold.connect(stack.settings)
-            return await Bench(sandhold, provider, stack.pids()["worker"], counts, console).run()
+            plain = PlainSandhold(sandhold.client, stack.settings)
+            return await Bench(sandhold, plain, provider, stack.pids()["worker"], counts, console).run()
 
     return run_bench(measure, show, given.json)
 
@@ -58,9 +62,25 @@ async def floor_worker(stack: Stack) -> AsyncIterator[None]:
     """The floor's worker, in a process of its own as the real one is."""
     address = stack.settings.temporal_address
     assert address is not None
+    async with _worker("bench.floor_worker", address, env=os.environ):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def plain_worker(stack: Stack) -> AsyncIterator[None]:
+    """The real worker once more, without encryption."""
+    real = worker_plan(2, stack.settings, local_provider=True, named_ports=False)
+    async with _worker("bench.plain", env={**real.env, "SANDHOLD_TASK_QUEUE": PLAIN_QUEUE}):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _worker(module: str, *arguments: str, env: Mapping[str, str]) -> AsyncIterator[None]:
+    """A worker that polls now, and ends with its standard input."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.floor_worker", address),
+        *(sys.executable, "-m", module, *arguments),
         cwd=Path(__file__).parent.parent,
+        env=dict(env),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -68,8 +88,8 @@ async def floor_worker(stack: Stack) -> AsyncIterator[None]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        if await process.stdout.readline() != b"ready\n":
-            raise StackFailed(f"the floor's worker ended with code {await process.wait()}")
+        if not (await process.stdout.readline()).startswith(b"ready"):
+            raise StackFailed(f"{module} ended with code {await process.wait()}")
         yield
     finally:
         process.stdin.close()

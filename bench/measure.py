@@ -18,7 +18,7 @@ from temporalio.client import WorkflowHandle
 
 from activities.launcher import Script, start_request
 from bench.floor import FLOOR_QUEUE, Floor, Nothing
-from bench.report import Ageing, Concurrent, Latency, Machine, Report, Rounds
+from bench.report import Ageing, Codec, Concurrent, Latency, Machine, Report, Rounds
 from sandhold.client import Sandhold, Session
 from sandhold.client.requests import Deadline, TemporalRequests
 from sandhold.contracts.calls import CallEnvelope, CallRequest
@@ -51,9 +51,17 @@ class Bench:
     """One run on one stack. The sandboxes it makes are deleted at its end."""
 
     def __init__(
-        self, sandhold: Sandhold, provider: AsyncDaytona, worker_pid: int, counts: Counts, console: Console
+        self,
+        sandhold: Sandhold,
+        plain: Sandhold,
+        provider: AsyncDaytona,
+        worker_pid: int,
+        counts: Counts,
+        console: Console,
     ) -> None:
+        """`plain` is the same deployment without encryption, with a worker of its own."""
         self._sandhold = sandhold
+        self._plain = plain
         self._provider = provider
         self._worker_pid = worker_pid
         self._counts = counts
@@ -67,19 +75,22 @@ class Bench:
         rss_before = rss_bytes(self._worker_pid)
         session = await self._sandhold.open_session(owner="bench")
         empty = await self._sandhold.open_session(owner="bench")
+        plain = await self._plain.open_session(owner="bench")
         try:
             events = await self._events_per_call(session)
             rounds = await self._rounds(session, empty)
+            codec = await self._codec(session, plain)
             ageing = await self._ageing(session)
             concurrent = await self._concurrent(session)
         finally:
-            await asyncio.gather(session.end(), empty.end())
+            await asyncio.gather(session.end(), empty.end(), plain.end())
         create = await self._creates()
         return Report(
             started_at=started_at,
             took_s=time.monotonic() - began,
             machine=machine,
             rounds=rounds,
+            codec=codec,
             events_per_call=events,
             ageing=ageing,
             concurrent=concurrent,
@@ -126,6 +137,19 @@ class Bench:
                     taken[name].append(took)
         await floor.terminate()
         return Rounds(**{name: Latency.of(seconds) for name, seconds in taken.items()})
+
+    async def _codec(self, session: Session, plain: Session) -> Codec:
+        """The same call with encryption and without, in turns."""
+        self._say(f"{self._counts.rounds} rounds with and without encryption")
+        boxes = [(each, (await each.create_sandbox()).sandbox_id) for each in (session, plain)]
+        taken: dict[str, list[float]] = {session.session_id: [], plain.session_id: []}
+        order = random.Random(0)
+        for number in range(WARM_UP_ROUNDS + self._counts.rounds):
+            for each, box in order.sample(boxes, len(boxes)):
+                [took] = await self._calls(each, box, 1)
+                if number >= WARM_UP_ROUNDS:
+                    taken[each.session_id].append(took)
+        return Codec(encrypted=Latency.of(taken[session.session_id]), plain=Latency.of(taken[plain.session_id]))
 
     async def _events_per_call(self, session: Session) -> float:
         self._say(f"history events of {EVENTS_OF_CALLS} calls")
@@ -204,7 +228,7 @@ class Bench:
         return status
 
     async def _new_floor(self) -> WorkflowHandle[Floor, None]:
-        return await self._sandhold.client.start_workflow(Floor.run, id=self._id(), task_queue=FLOOR_QUEUE)
+        return await self._plain.client.start_workflow(Floor.run, id=self._id(), task_queue=FLOOR_QUEUE)
 
     def _id(self) -> str:
         return f"bench-{next(self._numbers)}"

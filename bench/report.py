@@ -80,6 +80,18 @@ class Rounds(BaseModel):
         return (self.launcher_exec.p50_ms - self.raw_exec.p50_ms) / self.floor.p50_ms
 
 
+class Codec(BaseModel):
+    """`daytona_exec` of `true` in turns by two workers and clients, of which one encrypts all payloads."""
+
+    encrypted: Latency
+    plain: Latency
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def ratio(self) -> float:
+        return self.encrypted.p50_ms / self.plain.p50_ms
+
+
 class Ageing(BaseModel):
     """Calls late in a sandbox's life against early ones: medians of windows of `window` calls."""
 
@@ -132,6 +144,7 @@ class Report(BaseModel):
     took_s: float
     machine: Machine
     rounds: Rounds
+    codec: Codec
     events_per_call: float
     """What a short command adds to its sandbox's history."""
     ageing: Ageing
@@ -148,6 +161,7 @@ class Report(BaseModel):
         return [
             Target(name="(exec - raw exec) / floor", measured=self.rounds.k_of_floor, at_most=1.6),
             Target(name="(launcher - raw exec) / floor", measured=self.rounds.launcher_share, at_most=0.5),
+            Target(name="exec, encrypted / plain", measured=self.codec.ratio, at_most=1.1),
             Target(name="history events of a short command", measured=self.events_per_call, at_most=11),
             Target(
                 name=f"call {late:,} / call {self.ageing.early_call}", measured=self.ageing.late_by_early, at_most=1.1
@@ -165,6 +179,8 @@ def show(report: Report, console: Console) -> None:
         ("update without an activity", rounds.update),
         ("floor: update with one activity", rounds.floor),
         ("daytona_exec of `true`", rounds.exec),
+        ("`true` once more, encrypted", report.codec.encrypted),
+        ("in turns with that, not encrypted", report.codec.plain),
         ("local Daytona: create to started", report.create),
     ):
         floors = latency.p50_ms / rounds.floor.p50_ms

@@ -37,6 +37,7 @@ def test_the_bench_writes_every_figure_and_judges_the_targets(tmp_path: Path) ->
     assert report.model_dump(mode="json") == written
     assert [written["rounds"][name]["n"] for name in LATENCIES] == [2] * 5
     assert all(0 < written["rounds"][name]["p50_ms"] <= written["rounds"][name]["p95_ms"] for name in LATENCIES)
+    assert report.codec.encrypted.n == report.codec.plain.n == 2
     assert {"k_of_floor", "k_of_update", "launcher_share"} < written["rounds"].keys()
     assert report.events_per_call >= 5  # an update alone takes five
     assert (report.ageing.early_call, report.ageing.late_call, report.ageing.window) == (50, 54, 2)
@@ -50,6 +51,7 @@ def test_the_bench_writes_every_figure_and_judges_the_targets(tmp_path: Path) ->
     assert names == [
         "(exec - raw exec) / floor",
         "(launcher - raw exec) / floor",
+        "exec, encrypted / plain",
         "history events of a short command",
         "call 54 / call 50",
     ]

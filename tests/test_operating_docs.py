@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from sandhold.client import Session
 from sandhold.contracts.names import SEARCH_ATTRIBUTES, SESSION_LABEL
 from sandhold.contracts.sandboxes import SandboxState
 from sandhold.settings import Settings
+from tests.console_process import running_console
 from tests.stack import Stack
 
 DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "operating.md").read_text()
@@ -38,6 +39,8 @@ class Operator:
     first: Session
     second: Session
     provider_id: str
+    codec: Mapping[str, str]
+    """What the page says to export, so that answers are readable."""
 
     async def types(self, command: str) -> str:
         """What the command prints. It must be one of the document's, and succeed."""
@@ -47,7 +50,7 @@ class Operator:
         process = await asyncio.create_subprocess_exec(
             temporal_program(),
             *arguments,
-            env=os.environ | {"TEMPORAL_ADDRESS": address},
+            env=os.environ | {"TEMPORAL_ADDRESS": address} | self.codec,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -66,7 +69,7 @@ class Operator:
 
 
 @pytest.fixture(scope="module")
-async def operator(shared_stack: Stack) -> AsyncIterator[Operator]:
+async def operator(shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Operator]:
     policy = {"end_grace_s": 0.5}
     first = await shared_stack.sandhold.open_session("first", owner="acme", policy=policy)
     second = await shared_stack.sandhold.open_session("second", owner="globex", policy=policy)
@@ -77,7 +80,8 @@ async def operator(shared_stack: Stack) -> AsyncIterator[Operator]:
     await first.call("daytona_exec", {"sandbox_id": "build", "command": "sleep 300"}, "long-build", wait=False)
     provider_id = (await first.show()).sandboxes[0].provider_id
     assert provider_id is not None
-    yield Operator(shared_stack, first, second, provider_id)
+    async with running_console(tmp_path_factory.mktemp("console")) as codec:
+        yield Operator(shared_stack, first, second, provider_id, codec)
     for session in (first, second):
         await session.end()
 
@@ -160,6 +164,11 @@ async def test_terminating_a_session_deletes_its_sandboxes(operator: Operator) -
     assert outcome.reason == "terminated"
     assert [sandbox.outcome for sandbox in outcome.sandboxes] == ["deleted"]
     assert not await _at_provider(operator.stack, "second")
+
+
+def test_how_to_read_payloads_is_documented_as_it_is_tried_here() -> None:
+    assert "export TEMPORAL_CODEC_ENDPOINT=http://127.0.0.1:8234\n" in DOCUMENT
+    assert 'export TEMPORAL_CODEC_AUTH="Bearer $(cat .sandhold/console-token)"\n' in DOCUMENT
 
 
 def test_every_documented_command_is_tried_here() -> None:

@@ -28,7 +28,7 @@ from sandhold.search_attributes import SearchAttributesUnusable, missing_search_
 from sandhold.security import SecurityError, open_key_ring
 from sandhold.settings import Settings, SettingsError
 from sandhold.storage import SessionStorage, StorageError
-from sandhold.temporal import NamespaceMissing, TemporalUnreachable, connect, deployment_id
+from sandhold.temporal import PLAIN_CONVERTER, NamespaceMissing, TemporalUnreachable, connect, deployment_id
 
 _REQUEST_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 60.0
@@ -48,6 +48,7 @@ class Check(Message):
 async def examine(settings: Settings) -> list[Check]:
     """All checks, in the order in which things depend on each other."""
     checks, client = await _temporal(settings)
+    checks.insert(0, await _key_ring(settings))
     if client is None:
         skipped = ("namespace", "search attributes", "worker")
         checks += [Check(name=name, ok=None, detail="needs Temporal") for name in skipped]
@@ -62,9 +63,19 @@ async def examine(settings: Settings) -> list[Check]:
     return checks
 
 
+async def _key_ring(settings: Settings) -> Check:
+    """Whether payloads can be encrypted."""
+    try:
+        primary = await open_key_ring(settings).primary()
+    except SecurityError as error:
+        return Check(name="key ring", ok=False, detail=str(error))
+    return Check(name="key ring", ok=True, detail=f"encrypts under {primary}")
+
+
 async def _temporal(settings: Settings) -> tuple[list[Check], Client | None]:
     try:
-        client = await connect(settings, runtime=quiet_runtime())
+        # No check sends a payload: what is wrong with the key ring hides nothing else.
+        client = await connect(settings, converter=PLAIN_CONVERTER, runtime=quiet_runtime())
     except TemporalUnreachable as error:
         return [Check(name="temporal", ok=False, detail=str(error))], None
     return [Check(name="temporal", ok=True, detail=f"answers at {settings.temporal_address}")], client

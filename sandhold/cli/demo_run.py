@@ -38,7 +38,9 @@ async def _run(settings: Settings, console: Console, *, keep: bool) -> int:
 
     # Of its own, whatever the environment says about the stack that is used otherwise.
     own = settings.model_copy(update={"temporal_address": None, "storage_url": None})
-    options = StackOptions(data_dir=settings.data_dir / "demo", fresh=True, usual_ports=False)
+    options = StackOptions(
+        data_dir=settings.data_dir / "demo", without=frozenset({"console"}), fresh=True, usual_ports=False
+    )
     stack = Stack(own, options, told)
     report = Report(console)
 

@@ -60,7 +60,7 @@ NO_RETRIES = RetryConfig(max_retries=1)
 
 
 class Sandhold:
-    """A connection to one deployment, made with `connect` or from a Temporal client, whose connection it then shares."""
+    """A connection to one deployment, made with `connect` or from a Temporal client, whose connection it shares."""
 
     def __init__(self, client: Client, settings: Settings | None = None) -> None:
         """What a client without our data converter would send as plain text is encrypted under the settings' key ring.

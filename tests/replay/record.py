@@ -1,7 +1,7 @@
 """Records the histories of the main scenarios: `make histories NAME=<release>`.
 
-They are added beside those that are there, and stay for ever: what has run anywhere must replay. Payloads are
-plain JSON; what could tell of the machine (identities, stack traces) is left out.
+They are added beside those that are there, and stay for ever: what has run anywhere must replay. Payloads are decoded
+to plain JSON, in which no secret may be; what could tell of the machine (identities, stack traces) is left out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 
 from temporalio.client import Client
 
+from sandhold.security.key_document import KeyDocument
 from tests.local_daytona_server import running_local_daytona
 from tests.replay.fingerprints import write_fingerprints
+from tests.replay.plain_text import check_nothing_secret, in_plain_text
 from tests.replay.scenarios import SCENARIOS
-from tests.stack import histories, running_stack, running_temporal
+from tests.stack import CONVERTER, KEY_RING, histories, running_stack, running_temporal
 
 FOLDER = Path(__file__).parent / "histories"
 _IDENTITY = re.compile(r'"identity": "[^"]*"')
@@ -37,17 +39,25 @@ async def record(release: str) -> None:
             for name, scenario in SCENARIOS.items():
                 session = await scenario(stack)
                 await daytona.faults.clear()
-                await _write(temporal.client, release, name, session.session_id)
+                await _write(temporal.client, release, name, session.session_id, _secrets(daytona.api_key))
 
 
-async def _write(client: Client, release: str, scenario: str, session_id: str) -> None:
+def _secrets(api_key: str) -> list[str]:
+    """What whoever records knows, and no history may hold."""
+    keys = KeyDocument.parse(KEY_RING, "the tests").keys
+    return [api_key, *(key.material.get_secret_value() for key in keys if key.material)]
+
+
+async def _write(client: Client, release: str, scenario: str, session_id: str, secrets: list[str]) -> None:
     number = 0
-    async for history in histories(client, f"SandholdSession = '{session_id}'"):
+    async for encrypted in histories(client, f"SandholdSession = '{session_id}'"):
         number += 1
+        history = await in_plain_text(encrypted, CONVERTER, client.namespace)
         text = json.dumps(json.loads(history.to_json()), indent=1, sort_keys=True)
         text = _IDENTITY.sub('"identity": "recorded"', text)
         text = _STACK_TRACE.sub('"stackTrace": ""', text)
         text = _STICKY.sub(r'\1recorded"', text)
+        check_nothing_secret(text, secrets)
         kind = history.workflow_id.partition("/")[0]
         path = FOLDER / f"{release}-{scenario.replace('_', '-')}-{number:02}-{kind}.json"
         document = {"workflow_id": history.workflow_id, "history": json.loads(text)}

@@ -10,8 +10,10 @@ from temporalio.client import WorkflowHistory
 
 from sandhold.temporal import PLAIN_CONVERTER
 from tests.replay.fingerprints import FILE, fingerprint, fingerprints
+from tests.replay.plain_text import SecretRecorded, check_nothing_secret, in_plain_text
 from tests.replay.scenarios import SCENARIOS
-from tests.stack import replayer
+from tests.stack import CONVERTER, KEY_RING, Stack, histories, replayer
+from tests.workflows.calls import creates, error_of_call
 
 RECORDED = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
@@ -28,6 +30,25 @@ async def test_recorded_histories_replay(path: Path) -> None:
 def test_every_scenario_is_recorded(scenario: str) -> None:
     name = scenario.replace("_", "-")
     assert [path for path in RECORDED if f"-{name}-" in path.name], f"make histories NAME=... has not run {scenario}"
+
+
+async def test_an_encrypted_history_is_kept_as_plain_text_and_replays_without_a_key(stack: Stack) -> None:
+    """What `make histories` writes; and it would notice what may not be in it."""
+    session = await stack.open()
+    box = await creates(session)
+    await error_of_call(session, "daytona_read_file", {"sandbox_id": box, "path": "nowhere"})
+    await session.end()
+    found = [history async for history in histories(stack.temporal, f"SandholdSession = '{session.session_id}'")]
+    assert len(found) == 2
+    for encrypted in found:
+        with pytest.raises(SecretRecorded, match="encrypted"):
+            check_nothing_secret(encrypted.to_json(), [])
+        plain = (await in_plain_text(encrypted, CONVERTER, "default")).to_json()
+        check_nothing_secret(plain, [KEY_RING, stack.daytona.api_key])
+        assert "Encoded failure" not in plain
+        with pytest.raises(SecretRecorded, match="number 1"):
+            check_nothing_secret(plain, ["not there", session.session_id])
+        await replayer(PLAIN_CONVERTER).replay_workflow(WorkflowHistory.from_json(encrypted.workflow_id, plain))
 
 
 async def test_a_changed_order_of_commands_would_be_noticed() -> None:

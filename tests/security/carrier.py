@@ -129,4 +129,5 @@ async def carry_locally(secret: str) -> str:
 class Scheduled:
     @workflow.run
     async def run(self, secret: str) -> str:
-        return f"scheduled {secret}"
+        last = workflow.get_last_completion_result(str)
+        return f"scheduled {secret}" if last is None else f"{last} again"

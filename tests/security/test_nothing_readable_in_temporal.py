@@ -240,6 +240,14 @@ async def test_what_a_schedule_carries_is_encrypted_and_reaches_the_workflow_tha
         started = await handle.describe()
         assert await started.memo() == {"memo": canary}
         assert await started.static_summary() == f"summary {canary}"
+        # The next one gets this one's result, which was encrypted for another id.
+        await asyncio.sleep(1.1)  # the id has seconds
+        await schedule.trigger()
+        described = await eventually(
+            schedule.describe, lambda now: len(now.info.recent_actions) == 2, "that the schedule has begun again"
+        )
+        again = described.info.recent_actions[1].action.workflow_id  # type: ignore[union-attr]
+        assert await server.client.get_workflow_handle(again, result_type=str).result() == f"scheduled {canary} again"
     await _nothing_is_readable(server)
 
 

@@ -128,6 +128,8 @@ async def test_every_flipped_byte_and_every_cut_is_refused() -> None:
         (HERE, Bound("other", "session/one")),
         (HERE, Bound("default", "session/one-2026")),
         (HERE, Bound("default", "session/one-2026-11-23T10:00:00Z-x")),
+        (Bound("default", "x-2026-11-23T10:00:00Z"), Bound("default", "x")),
+        (Bound("default", "x-2026-11-23T10:00:00Z"), Bound("default", "y-2026-11-23T11:00:00Z")),
         (HERE, Bound("default", "sandbox/one")),
         (HERE, Bound("default", "sandbox/one-more/box")),
         (Bound("default", "sandbox/one/box"), HERE),
@@ -148,6 +150,7 @@ async def test_a_payload_does_not_open_for_another_workflow_or_namespace(encoded
         (Bound("default"), HERE),
         (Bound(), HERE),
         (HERE, Bound("default", "session/one-2026-11-23T10:00:00Z")),
+        (Bound("default", "x-2026-11-23T10:00:00Z"), Bound("default", "x-2026-11-23T11:00:00Z")),
         (HERE, Bound("default", "sandbox/one/box")),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_worker_is_a_child_process_that_can_be_found_by_its_command_line(dev: 
     assert b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-@pytest.mark.parametrize("part", ["worker", "daytona", "temporal"])
+@pytest.mark.parametrize("part", ["worker", "daytona", "temporal", "console"])
 def test_a_part_that_is_killed_is_started_again_at_the_same_address(dev: Dev, part: str) -> None:
     before = dev.stack()
     old = before["pids"][part]

@@ -91,6 +91,7 @@ def console_plan(settings: Settings, *, port: int) -> PartPlan:
         env={
             **os.environ,
             "SANDHOLD_DATA_DIR": str(settings.data_dir),
+            "SANDHOLD_KEYRING": key_ring_for_parts(settings),
             "SANDHOLD_CONSOLE_ADDRESS": "127.0.0.1:0",
             "SANDHOLD_CONSOLE_UI_ORIGINS": "",
         },
@@ -117,6 +118,7 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_
         raise StackFailed(f"{program} is missing: the worker runs from a checkout of the repository, or from the image")
     env = dict(os.environ)
     env["SANDHOLD_DATA_DIR"] = str(settings.data_dir)
+    env["SANDHOLD_KEYRING"] = key_ring_for_parts(settings)
     env["SANDHOLD_TEMPORAL_ADDRESS"] = settings.temporal_address or ""
     if settings.daytona_api_key is not None:
         env["SANDHOLD_DAYTONA_API_KEY"] = settings.daytona_api_key.get_secret_value()
@@ -138,6 +140,11 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_
         stop_within_s=25,
         restart_after_at_most_s=1,
     )
+
+
+def key_ring_for_parts(settings: Settings) -> str:
+    """SANDHOLD_KEYRING for a part, which runs in another folder."""
+    return settings.key_ring_document or str(settings.key_ring_file.absolute())
 
 
 def without_proxy_on_loopback(env: Mapping[str, str]) -> dict[str, str]:

@@ -67,7 +67,10 @@ class Stack:
                 self.folder.clear()
             self._have_key_ring()
             self._guard = Guard.start(self.folder.stack_file, self.folder.lock)
-            await _together(self._start_console_and_temporal(), self._start_daytona())
+            console_port = self._console_port()
+            await _together(
+                self._start_console(console_port), self._start_temporal(console_port), self._start_daytona()
+            )
             if "worker" not in self._options.without:
                 numbers = range(1, self._options.workers + 1)
                 plans = [self._worker_plan(number) for number in numbers]
@@ -107,15 +110,26 @@ class Stack:
         except SecurityError as error:
             raise StackFailed(str(error)) from error
 
-    async def _start_console_and_temporal(self) -> None:
-        """One after the other: the Web UI is told where the console is."""
-        if "console" not in self._options.without:
-            usual = USUAL_CONSOLE_PORT if self._options.usual_ports else None
-            port = choose_port("the console", asked=self._options.console_port, usual=usual)
-            self.console_url = (await self._start(console_plan(self.settings, port=port))).url
-        await self._start_temporal()
+    def _console_port(self) -> int | None:
+        """Chosen ahead: the Web UI is told where the console will be, and neither waits for the other."""
+        if "console" in self._options.without:
+            return None
+        usual = USUAL_CONSOLE_PORT if self._options.usual_ports else None
+        return choose_port("the console", asked=self._options.console_port, usual=usual)
 
-    async def _start_temporal(self) -> None:
+    async def _start_console(self, port: int | None) -> None:
+        if port is None:
+            return
+        try:
+            part = await self._start(console_plan(self.settings, port=port))
+        except PartFailed as failure:
+            # Taken a moment ago. Nobody loses anything by another one: browsers have an endpoint of their own.
+            if "cannot be listened on" not in failure.log_tail or self._options.console_port is not None:
+                raise
+            part = await self._start(console_plan(self.settings, port=0))
+        self.console_url = part.url
+
+    async def _start_temporal(self, console_port: int | None) -> None:
         if "temporal" in self._options.without:
             return
         asked_port = self._options.temporal_port or _asked_port(self.settings.temporal_address)
@@ -132,7 +146,7 @@ class Stack:
                         port=port,
                         ui_port=ui_port,
                         data_dir=self.folder.path,
-                        codec_endpoint=self.console_url,
+                        codec_endpoint=None if console_port is None else f"http://{LOOPBACK}:{console_port}",
                     )
                 )
             except PartFailed as failure:
