@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def doctor(as_json: JsonFlag = False) -> None:
-    """Check the key ring, Temporal, the worker, the provider, the storage, the vault and how sandboxes are isolated.
+    """Check the key ring, Temporal, the worker, the provider, storage, vault and the isolation of local sandboxes.
 
     Exits with 1 when something is wrong.
     """

@@ -211,10 +211,12 @@ def _moment(moment: datetime | None) -> str | None:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     uses = list(rows[0].get("used", {}))
-    table = Table("key", "state", "created (UTC)", "retired (UTC)", *uses, box=None)
+    # An id is to be copied: however narrow the terminal is, it is shown whole.
+    widest = max(len(row["id"]) for row in rows)
+    table = Table(Column("key", min_width=widest), "state", "created", "retired", *uses, box=None)
     for row in rows:
         counts = [str(row["used"][name]) for name in uses]
         table.add_row(row["id"], row["state"], row["created_at"], row["retired_at"] or "-", *counts)
