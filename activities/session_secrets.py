@@ -48,7 +48,7 @@ class SessionSecrets:
         """
         known = {name: value for name in _OF_THE_PROCESS if (value := os.environ.get(name))}
         if self._settings.daytona_api_key is not None:
-            known["DAYTONA_API_KEY"] = self._settings.daytona_api_key.get_secret_value()
+            known["SANDHOLD_DAYTONA_API_KEY"] = self._settings.daytona_api_key.get_secret_value()
         if self._connections.cache is not None:
             for provider in PROVIDERS:
                 if (record := await self._connections.cache.connection(owner, provider)) is not None:

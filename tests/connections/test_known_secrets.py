@@ -58,7 +58,7 @@ async def test_every_secret_of_a_session_is_known_and_none_of_others(
     await vault.set_secret("mine", "run-of-mine", "TOKEN", SecretStr("first"))
     await vault.set_secret("mine", "an-earlier-run", "OLD", SecretStr("of an earlier session"))
     await vault.set_secret("other", "run-of-other", "OTHER", SecretStr("others"))
-    known = {"DAYTONA_API_KEY": "deployments-key", "daytona-connection": "adas-key"}
+    known = {"SANDHOLD_DAYTONA_API_KEY": "deployments-key", "daytona-connection": "adas-key"}
     assert await secrets.of("mine", "ada") == {**known, "TOKEN": "first"}
     assert await secrets.of("unknown", "ada") == known
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of the store")

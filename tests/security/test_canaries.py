@@ -52,9 +52,7 @@ async def test_nothing_that_was_secret_is_readable_anywhere(
     with dev_process(tmp_path / "data", env=environment) as dev:
         dev.until_ready()
         token = canaries.new("session secret")
-        text = {
-            name: canaries.new(name) for name in ("env", "command", "title", "file", "file name", "stdin", "error text")
-        }
+        text = {name: canaries.new(name) for name in ("env", "command", "file", "file name", "stdin", "error text")}
         watch = ProcessWatch(canaries.search())
         watch.start()
         try:
@@ -81,7 +79,7 @@ async def _session(dev: Dev, provider: LocalDaytona, token: str, text: dict[str,
     sandhold = await Sandhold.connect(Settings(data_dir=dev.data_dir, temporal_address=dev.stack()["temporal_address"]))
     session = await sandhold.open_session("canaries", owner=OWNER, policy={"on_end": "download", "end_grace_s": 1.0})
     told.append(_sandhold(dev, "secrets", "set", session.session_id, "TOKEN", stdin=token))
-    box = await session.create_sandbox(title=f"about {text['title']}", env={"PLAIN": text["env"]}, secret_env=["TOKEN"])
+    box = await session.create_sandbox(env={"PLAIN": text["env"]}, secret_env=["TOKEN"])
     at = box.sandbox_id
 
     def keep(answer: object) -> None:
@@ -110,7 +108,7 @@ async def _session(dev: Dev, provider: LocalDaytona, token: str, text: dict[str,
     keep(await session.exec(at, "sed 's/^/x/' notes.txt >&2; echo $TOKEN | base64; exit 7", timeout_ms=20_000))
     keep(await session.download_workspace(at, session_path="saved", format="archive"))
     # The worker dies under a create, and its second attempt adopts.
-    creating = asyncio.create_task(session.create_sandbox(title=text["title"], env={"PLAIN": text["env"]}))
+    creating = asyncio.create_task(session.create_sandbox(env={"PLAIN": text["env"]}))
     await asyncio.sleep(0.1)
     os.kill(dev.pid_of("worker") or 0, signal.SIGKILL)
     keep(await creating)
