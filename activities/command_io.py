@@ -76,7 +76,7 @@ class CommandIoActivities:
         one is left for the next window while the command runs.
         """
         async with heartbeats_if_wanted():
-            redactor = await self._redactors.of(step.ref)
+            redactor = await self._redactors.of(step.ref, fresh=True)
             found = await self._in_sandbox(step, redactor) or await self._in_storage(step)
             result = CommandResult(
                 action=step.action,

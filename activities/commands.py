@@ -63,7 +63,8 @@ class CommandActivities:
         """
         async with heartbeats_if_wanted():
             try:
-                redactor = await self._redactors.of(step.ref)  # Before the command: what cannot be shown is not run.
+                # Before the command: what cannot be shown is not run.
+                redactor = await self._redactors.of(step.ref, fresh=bool(step.secret_env))
                 arguments = await arguments_of(self._storage, step, ToolName.EXEC, ExecArguments)
                 timeout_s = _timeout_s(step, arguments)
                 report, clock = await self._start(step, arguments, timeout_s)

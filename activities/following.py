@@ -91,7 +91,7 @@ class FollowingActivities:
         known as a secret meanwhile is redacted from then on. Cancelling this ends nothing but the following. Raises
         what the provider says about the sandbox itself.
         """
-        redactor = await self._redactors.of(step.ref)
+        redactor = await self._redactors.of(step.ref, fresh=True)
         commands = {
             call_folder(place.call_id): _Followed(self._storage, step.ref, place, redactor) for place in step.commands
         }

@@ -60,7 +60,7 @@ class InterruptionActivities:
         """The stream as the launcher would have told it: whole, or the first fifth of the window and the rest from
         the end."""
         at = (ref.session_id, place.call_id, stream)
-        redactor = await self._redactors.of(ref)
+        redactor = await self._redactors.of(ref, fresh=True)
         stored = await self._stored.extent(*at)
         if stored.size <= window:
             head, tail = await self._stored.read(*at, 0, window), OutputWindow(stored.size, 0, b"")

@@ -21,8 +21,11 @@ _OVERWRITING = (b"\x1b", b"\r")
 class KnownSecrets(Protocol):
     """Knows the secrets that a session's commands may print."""
 
-    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
-        """Their values by the names to show in their place. Raises when it cannot tell: then nothing may be shown."""
+    async def of(self, session_id: str, owner: str, *, fresh: bool = False) -> Mapping[str, str]:
+        """Their values by the names to show in their place. Raises when it cannot tell: then nothing may be shown.
+
+        With `fresh` also what another process set a moment ago is known.
+        """
         ...
 
 
@@ -33,9 +36,13 @@ class Redactors:
         self._secrets = secrets
         self._made: OrderedDict[frozenset[tuple[str, str]], Redactor] = OrderedDict()
 
-    async def of(self, ref: SandboxRef) -> Redactor:
-        """The redactor for what the sandboxes of this session print; the same one while the same secrets are known."""
-        known = frozenset((await self._secrets.of(ref.session_id, ref.owner)).items())
+    async def of(self, ref: SandboxRef, *, fresh: bool = False) -> Redactor:
+        """The redactor for what the sandboxes of this session print; the same one while the same secrets are known.
+
+        `fresh` is for whoever first looks at what a command has printed: it may have got a secret that was set just
+        before it was started, by another process.
+        """
+        known = frozenset((await self._secrets.of(ref.session_id, ref.owner, fresh=fresh)).items())
         redactor = self._made.pop(known, None) or Redactor(dict(known))
         self._made[known] = redactor
         while len(self._made) > _KEPT:

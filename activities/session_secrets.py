@@ -41,10 +41,11 @@ class SessionSecrets:
         self._runs: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._seen: OrderedDict[str, dict[str, list[str]]] = OrderedDict()
 
-    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
+    async def of(self, session_id: str, owner: str, *, fresh: bool = False) -> Mapping[str, str]:
         """Every secret that output of this session must not show, by the name that is shown in its place.
 
-        Raises VaultError and SecurityError: what cannot be known cannot be blacked out.
+        With `fresh` what the user has set is read anew. Raises VaultError and SecurityError: what cannot be known
+        cannot be blacked out.
         """
         known = {name: value for name in _OF_THE_PROCESS if (value := os.environ.get(name))}
         if self._settings.daytona_api_key is not None:
@@ -53,7 +54,7 @@ class SessionSecrets:
             for provider in PROVIDERS:
                 if (record := await self._connections.cache.connection(owner, provider)) is not None:
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
-        await self._set_ones(session_id)
+        await self._set_ones(session_id, fresh=fresh)
         for name, values in self._seen.get(session_id, {}).items():
             # A command that runs on may still print what has been replaced since.
             known.update({f"{name}-before-{age}" if age else name: value for age, value in enumerate(values)})

@@ -43,11 +43,14 @@ def set_(
     The value is asked for without an echo, or comes from stdin where that is no terminal; it is never an argument.
     """
     from sandhold.cli.vaults import secret_input
+    from sandhold.security.secret_forms import is_searchable
 
     fault = why_no_secret_variable(name)
     if fault is not None:
         raise typer.BadParameter(fault)
     value = secret_input(source, f"The value of {name}")
+    if not is_searchable(value.get_secret_value()):
+        output.note("This value is too short to be told from other text: it is not redacted from what commands print.")
 
     async def work() -> int:
         from sandhold.cli.vaults import opened_vault

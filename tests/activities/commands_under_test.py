@@ -43,7 +43,7 @@ class SecretsUnderTest:
     def __init__(self) -> None:
         self.known: dict[str, str] = {}
 
-    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
+    async def of(self, session_id: str, owner: str, *, fresh: bool = False) -> Mapping[str, str]:
         return self.known
 
 

@@ -33,7 +33,7 @@ class Known:
     def __init__(self, failure: Exception | None = None) -> None:
         self._failure = failure
 
-    async def of(self, session_id: str, owner: str) -> Mapping[str, str]:
+    async def of(self, session_id: str, owner: str, *, fresh: bool = False) -> Mapping[str, str]:
         if self._failure:
             raise self._failure
         return {"HORSE": SECRET}

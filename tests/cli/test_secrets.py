@@ -40,6 +40,10 @@ async def test_secrets_are_set_listed_and_removed(stack: Stack, env: Mapping[str
     assert (put.code, put.document["session_id"], put.document["name"]) == (0, session.session_id, "TOKEN")
     assert put.document["updated_at"].endswith("Z")
     assert set(put.document) == {"session_id", "name", "created_at", "updated_at"}
+    assert "too short" not in put.err
+    short = await sandhold("secrets", "set", session.session_id, "PIN", env=env, stdin="1234")
+    assert (short.code, "too short" in short.err) == (0, True)
+    assert (await sandhold("secrets", "rm", session.session_id, "PIN", env=env)).code == 0
     exact = "two lines\nand a newline\n\n"
     assert (await sandhold("secrets", "set", session.session_id, "b", "-", env=env, stdin=exact)).code == 0
     assert await stored(stack, session) == {"TOKEN": VALUE, "b": exact.removesuffix("\n")}

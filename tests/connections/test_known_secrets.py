@@ -77,6 +77,19 @@ async def test_a_value_that_was_replaced_or_removed_is_known_for_what_still_runs
     assert "second" in (await secrets.of("mine", "ada")).values()
 
 
+async def test_what_another_process_set_a_moment_ago_is_known_to_who_asks_anew(
+    secrets: SessionSecrets, settings: Settings
+) -> None:
+    assert "TOKEN" not in await secrets.of("mine", "ada")
+    elsewhere = await open_vault(settings, open_key_ring(settings))
+    try:
+        await elsewhere.set_secret("mine", "run-of-mine", "TOKEN", SecretStr("set elsewhere"))
+    finally:
+        await elsewhere.close()
+    assert "TOKEN" not in await secrets.of("mine", "ada")
+    assert (await secrets.of("mine", "ada", fresh=True))["TOKEN"] == "set elsewhere"
+
+
 async def test_secrets_that_no_environment_holds_are_refused(secrets: SessionSecrets, vault: Vault) -> None:
     names = [f"PART_{number}" for number in range(ENVIRONMENT_BYTES // 60_000 + 1)]
     for name in names:
