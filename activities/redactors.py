@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ class Redactors:
 
     def __init__(self, secrets: KnownSecrets) -> None:
         self._secrets = secrets
+        self._making = asyncio.Lock()
         self._made: OrderedDict[frozenset[tuple[str, str]], Redactor] = OrderedDict()
 
     async def of(self, ref: SandboxRef, *, fresh: bool = False) -> Redactor:
@@ -43,8 +45,12 @@ class Redactors:
         before it was started, by another process.
         """
         known = frozenset((await self._secrets.of(ref.session_id, ref.owner, fresh=fresh)).items())
-        redactor = self._made.pop(known, None) or Redactor(dict(known))
-        self._made[known] = redactor
+        if known not in self._made:
+            async with self._making:
+                if known not in self._made:
+                    self._made[known] = await asyncio.to_thread(Redactor, dict(known))
+        redactor = self._made[known]
+        self._made.move_to_end(known)
         while len(self._made) > _KEPT:
             self._made.popitem(last=False)
         return redactor

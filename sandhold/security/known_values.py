@@ -5,13 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 
-from ahocorasick_rs import BytesAhoCorasick, MatchKind
+from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
 
 from sandhold.security.secret_forms import forms_of
 
 _MOST_NESTED = 16
 """How many forms may end with each other, one inside of the next; beyond that only the shorter ones are searched."""
 _HEAD = 4
+_TABLE_BYTES = 32 * 1024
+"""Of all forms together, for which a search by a table of states is worth its memory."""
 
 
 class KnownValues:
@@ -32,8 +34,11 @@ class KnownValues:
         """The secret's name by the number of the form."""
         self.longest = max(map(len, self._forms), default=0)
         """Bytes of the longest form."""
-        self._leftmost = BytesAhoCorasick(self._forms, matchkind=MatchKind.LeftmostLongest)
-        self._every = BytesAhoCorasick(self._forms)
+        # By itself the library chooses the table for few patterns: a KiB for each byte of a long one.
+        small = sum(map(len, self._forms)) <= _TABLE_BYTES
+        how = None if small else Implementation.ContiguousNFA
+        self._leftmost = BytesAhoCorasick(self._forms, matchkind=MatchKind.LeftmostLongest, implementation=how)
+        self._every = BytesAhoCorasick(self._forms, implementation=how)
         heads = sorted({form[:_HEAD] for form in self._forms})
         self._heads = BytesAhoCorasick(heads)
         self._short_heads = frozenset(head[:size] for head in heads for size in range(1, _HEAD))

@@ -16,6 +16,12 @@ SHORTEST_LINE = 16
 """Bytes of a line of a secret of several lines that is searched on its own."""
 LONGEST_PART = 16 * 1024
 """Bytes. What is longer is searched as parts of this size, each on its own."""
+EVERY_FORM_BYTES = 1024
+"""Up to this size a value is searched in every form. Longer ones are keys and documents, which nobody types into an
+address or a shell: they are searched as they are, line by line, in JSON and in base64. All forms of a value of 64 KiB
+would take seconds, and hundreds of megabytes, to be made ready."""
+MANY_FORMS_BYTES = 4 * 1024
+"""Up to this size base64 is searched at each of its three alignments, above only as the whole value's own."""
 
 _BLOCK = 16
 _WRAPPED_AT = (76, 64)
@@ -54,6 +60,10 @@ def _forms(value: bytes) -> Iterator[bytes]:
         yield b"\r\n".join(lines)
         # The first and the last line of a key say only what it is.
         yield from (line for line in lines if len(line) >= SHORTEST_LINE and not line.startswith(b"-----"))
+    if len(value) > EVERY_FORM_BYTES:
+        yield from _base64(value) if len(value) <= MANY_FORMS_BYTES else _whole_base64(value)
+        yield json.dumps(value.decode("utf-8", "replace"))[1:-1].encode()
+        return
     yield from _base64(value)
     yield value.hex().encode()
     yield value.hex().upper().encode()
@@ -69,15 +79,7 @@ def _forms(value: bytes) -> Iterator[bytes]:
 
 def _base64(value: bytes) -> Iterator[bytes]:
     """The encodings of the value, and what of them stays the same wherever it stands in a longer text."""
-    whole = base64.b64encode(value)
-    for alphabet in (whole, base64.urlsafe_b64encode(value)):
-        yield alphabet
-        yield alphabet.rstrip(b"=")
-    for width in _WRAPPED_AT:
-        if len(whole) > width:
-            lines = [whole[at : at + width] for at in range(0, len(whole), width)]
-            yield b"\n".join(lines)
-            yield b"\r\n".join(lines)
+    yield from _whole_base64(value)
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + value)
         # Only characters all of whose six bits are bits of the value.
@@ -88,11 +90,24 @@ def _base64(value: bytes) -> Iterator[bytes]:
             yield from _with_blocks(urlsafe)
 
 
+def _whole_base64(value: bytes) -> Iterator[bytes]:
+    """The encodings of the value alone, also in lines."""
+    whole = base64.b64encode(value)
+    for alphabet in (whole, base64.urlsafe_b64encode(value)):
+        yield alphabet
+        yield alphabet.rstrip(b"=")
+    for width in _WRAPPED_AT:
+        if len(whole) > width:
+            lines = [whole[at : at + width] for at in range(0, len(whole), width)]
+            yield b"\n".join(lines)
+            yield b"\r\n".join(lines)
+
+
 def _with_blocks(encoded: bytes) -> Iterator[bytes]:
     """The text and its blocks: when it is broken over two lines, anywhere, only the block with the break is left."""
     yield encoded
     blocks = len(encoded) // _BLOCK
-    if blocks > 1:
+    if 1 < blocks <= EVERY_FORM_BYTES * 4 // 3 // _BLOCK + 1:
         for number in range(blocks):
             end = (number + 1) * _BLOCK if number + 1 < blocks else len(encoded)
             yield encoded[number * _BLOCK : end]

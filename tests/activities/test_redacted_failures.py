@@ -22,7 +22,7 @@ from activities.storage_faults import StorageFaults
 from sandhold.contracts.errors import ErrorCode, ProviderFault, ToolError
 from sandhold.contracts.steps import CallStep, SandboxRef
 from sandhold.storage.errors import StorageUnavailable
-from sandhold.temporal import DATA_CONVERTER
+from sandhold.temporal import PLAIN_CONVERTER
 
 SECRET = "correct-horse-battery"
 TOKEN = "ghp_" + "a1B2" * 9
@@ -70,7 +70,7 @@ async def raised(
     with pytest.raises(BaseException) as found:  # noqa: PT011
         await ActivityEnvironment().run(chain.execute_activity, asked)
     written = Failure()
-    await DATA_CONVERTER.encode_failure(found.value, written)
+    await PLAIN_CONVERTER.encode_failure(found.value, written)
     return found.value, written
 
 

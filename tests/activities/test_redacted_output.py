@@ -265,7 +265,7 @@ async def test_a_secret_that_colours_keep_apart_is_told_by_no_answer(commands: C
 async def test_nothing_is_run_while_nobody_knows_what_must_not_be_shown(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def unknown(session_id: str, owner: str) -> dict[str, str]:
+    async def unknown(session_id: str, owner: str, *, fresh: bool = False) -> dict[str, str]:
         raise ConnectionError("the vault is away")
 
     call_id = new_call_id()

@@ -71,7 +71,7 @@ async def test_a_wrong_key_or_address_is_told_and_not_stored(env: Mapping[str, s
     assert [each["source"] for each in listed.document["connections"]] == ["deployment"]
 
 
-async def test_without_a_key_ring_nothing_is_stored_and_a_session_is_shown_all_the_same(
+async def test_without_a_key_ring_nothing_is_stored_and_no_session_is_read(
     env: Mapping[str, str], elsewhere: LocalDaytona, tmp_path: Path
 ) -> None:
     without = {**env, "SANDHOLD_KEYRING": str(tmp_path / "missing.json")}
@@ -79,6 +79,5 @@ async def test_without_a_key_ring_nothing_is_stored_and_a_session_is_shown_all_t
     assert (refused.code, refused.document["error"]["code"]) == (2, "key_ring_missing")
     await sandhold("session", "start", "--session", "ringless", env=env)
     show = await sandhold("session", "show", "ringless", "--json", env=without)
-    assert show.code == 0, show.err
-    assert show.document["capabilities"][0]["available"] is None
+    assert (show.code, show.document["error"]["code"]) == (2, "key_ring_missing")
     await sandhold("session", "end", "ringless", env=env)

@@ -22,7 +22,7 @@ from sandhold.storage import SessionStorage
 from sandhold.vault import Vault, open_vault
 from tests.activities.provider_under_test import ProviderUnderTest, create_step
 from tests.local_daytona_server import LocalDaytona, running_local_daytona
-from tests.stack import KEY_RING
+from tests.stack import KEY_RING, RING
 
 
 def version(number: int, connection_id: str = "one") -> Connection:
@@ -94,7 +94,9 @@ async def provider(
         absence_confirm_s=0.1,
         create_settle_s=0.1,
     )
-    provider = ProviderUnderTest(settings, SessionStorage.open((tmp_path / "storage").as_uri()), two[0], vault=vault)
+    provider = ProviderUnderTest(
+        settings, SessionStorage.open((tmp_path / "storage").as_uri(), RING), two[0], vault=vault
+    )
     yield provider
     await provider.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import secrets
 import shlex
 import subprocess
 import urllib.parse
@@ -124,3 +125,19 @@ def test_a_value_that_is_no_text_is_found_as_python_writes_it() -> None:
 
 def test_no_form_is_longer_than_its_part_may_become() -> None:
     assert max(map(len, forms_of("\x01" * (LONGEST_PART + 5)))) <= 6 * LONGEST_PART
+
+
+@pytest.mark.parametrize("size", [1_000, 3_000, 64_000])
+def test_what_is_searched_for_stays_in_proportion_to_the_secret(size: int) -> None:
+    value = secrets.token_urlsafe(size)[:size]
+    assert sum(map(len, forms_of(value))) < 80 * size
+    assert sum(map(len, forms_of(f"{value[:4000]}\n" * (size // 4000)))) < 20 * size
+
+
+def test_a_long_secret_is_found_as_it_is_by_its_lines_in_json_and_in_base64() -> None:
+    lines = [secrets.token_urlsafe(48) for _ in range(100)]
+    value = "\n".join(lines)
+    redactor = Redactor({"KEY": value})
+    for text in (value, lines[50], json.dumps({"key": value}), base64.b64encode(value.encode()).decode()):
+        assert not any(line in redactor.redact_text(text) for line in lines)
+        assert "[redacted:KEY]" in redactor.redact_text(f"before {text} behind")

@@ -17,7 +17,8 @@ from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import ToolName, sandbox_workflow_id
 from sandhold.contracts.tools import parse_arguments
 from sandhold.temporal import session_record
-from tests.stack import Stack
+from tests.replay.plain_text import in_plain_text
+from tests.stack import CONVERTER, Stack
 from tests.workflows.calls import error_of_call, exec_ok
 
 VALUE = "canary-6c1f0b7e-of-the-session"
@@ -41,7 +42,8 @@ async def hash_of(session: Session, name: str, **arguments: Any) -> str:
 
 async def texts_of_history(stack: Stack, workflow_id: str) -> str:
     """Everything in a history, payloads decoded."""
-    history = await stack.temporal.get_workflow_handle(workflow_id).fetch_history()
+    encrypted = await stack.temporal.get_workflow_handle(workflow_id).fetch_history()
+    history = await in_plain_text(encrypted, CONVERTER, stack.temporal.namespace)
     text = history.to_json()
     payloads = [base64.b64decode(each) for each in re.findall(r'"data": *"([A-Za-z0-9+/=]+)"', text)]
     return text + "".join(each.decode("utf-8", "replace") for each in payloads)
