@@ -89,6 +89,8 @@ def register_settings(settings: Settings) -> None:
     register_environment()
     if settings.daytona_api_key is not None:
         register_secret("SANDHOLD_DAYTONA_API_KEY", settings.daytona_api_key.get_secret_value())
+    if settings.console_token is not None:
+        register_secret("SANDHOLD_CONSOLE_TOKEN", settings.console_token.get_secret_value())
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value()
         register_secret("SANDHOLD_DATABASE_URL", url)

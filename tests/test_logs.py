@@ -100,7 +100,12 @@ def test_a_registry_keeps_the_latest_secrets_and_tells_those_of_one_name_apart()
 
 def test_settings_show_no_secret_wherever_they_are_printed() -> None:
     ring = KeyDocument.new().dump()
-    values = {"daytona_api_key": "the-daytona-key", "database_url": "postgresql://u:the-password@h/d", "keyring": ring}
+    values = {
+        "daytona_api_key": "the-daytona-key",
+        "console_token": "the-console-token",
+        "database_url": "postgresql://u:the-password@h/d",
+        "keyring": ring,
+    }
     settings = Settings(**{name: SecretStr(value) for name, value in values.items()})
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     assert secret == set(values)
@@ -109,7 +114,7 @@ def test_settings_show_no_secret_wherever_they_are_printed() -> None:
     shown = " ".join(
         (repr(settings), str(settings), repr(settings.model_dump()), settings.model_dump_json(), f"{settings.__dict__}")
     )
-    for value in ("the-daytona-key", "the-password", KeyDocument.parse(ring, "").keys[0].material):
+    for value in ("the-daytona-key", "the-console-token", "the-password", KeyDocument.parse(ring, "").keys[0].material):
         assert (value.get_secret_value() if isinstance(value, SecretStr) else str(value)) not in shown
 
 
