@@ -150,6 +150,19 @@ def test_the_vault_has_a_database_of_its_own_on_the_server_that_is_there(service
     assert "sql --db sandhold create" in services["temporal-schema"]["command"][0]
 
 
+def test_a_blank_variable_that_is_passed_through_counts_as_not_set(
+    services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank = [name for name, value in services["worker"]["environment"].items() if value and value.endswith(":-}")]
+    assert {"SANDHOLD_READ_PLAIN_HISTORIES", "SANDHOLD_BUILD_ID", "SANDHOLD_STORAGE_URL"} <= set(blank)
+    for name in blank:
+        monkeypatch.setenv(name, "")
+    passed_through, without = Settings(), Settings.model_construct()
+    for name in blank:
+        field = name.removeprefix("SANDHOLD_").lower()
+        assert getattr(passed_through, field) == getattr(without, field), name
+
+
 def test_the_key_ring_comes_as_a_file_that_clients_of_the_host_have_by_default(
     compose: dict[str, Any], services: dict[str, dict[str, Any]]
 ) -> None:
