@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, TextIO
 
 import structlog
+from pydantic import SecretStr
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, TelemetryFilter
@@ -87,16 +88,14 @@ def core_logging() -> LoggingConfig:
 def register_settings(settings: Settings) -> None:
     """Keep the secrets of these settings, and those of the environment that libraries read, out of all logs."""
     register_environment()
-    if settings.daytona_api_key is not None:
-        register_secret("SANDHOLD_DAYTONA_API_KEY", settings.daytona_api_key.get_secret_value())
-    if settings.console_token is not None:
-        register_secret("SANDHOLD_CONSOLE_TOKEN", settings.console_token.get_secret_value())
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        # The path of a key ring's file is no secret, and a help to whoever reads the log.
+        if isinstance(value, SecretStr) and (name != "keyring" or settings.key_ring_document is not None):
+            register_secret(f"SANDHOLD_{name.upper()}", value.get_secret_value())
     if settings.database_url is not None:
-        url = settings.database_url.get_secret_value()
-        register_secret("SANDHOLD_DATABASE_URL", url)
-        register_secret("SANDHOLD_DATABASE_URL", password_of(url) or "")
+        register_secret("SANDHOLD_DATABASE_URL", password_of(settings.database_url.get_secret_value()) or "")
     if (ring := settings.key_ring_document) is not None:
-        register_secret("SANDHOLD_KEYRING", ring)
         for key in KeyDocument.parse(ring, "SANDHOLD_KEYRING").keys:
             if key.material is not None:
                 register_secret("SANDHOLD_KEYRING", key.material.get_secret_value())

@@ -102,9 +102,9 @@ def test_settings_show_no_secret_wherever_they_are_printed() -> None:
     ring = KeyDocument.new().dump()
     values = {
         "daytona_api_key": "the-daytona-key",
-        "console_token": "the-console-token",
         "database_url": "postgresql://u:the-password@h/d",
         "keyring": ring,
+        "console_token": "the-console-token",
     }
     settings = Settings(**{name: SecretStr(value) for name, value in values.items()})
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
@@ -114,7 +114,7 @@ def test_settings_show_no_secret_wherever_they_are_printed() -> None:
     shown = " ".join(
         (repr(settings), str(settings), repr(settings.model_dump()), settings.model_dump_json(), f"{settings.__dict__}")
     )
-    for value in ("the-daytona-key", "the-console-token", "the-password", KeyDocument.parse(ring, "").keys[0].material):
+    for value in ("the-daytona-key", "the-password", "the-console-token", KeyDocument.parse(ring, "").keys[0].material):
         assert (value.get_secret_value() if isinstance(value, SecretStr) else str(value)) not in shown
 
 

@@ -16,7 +16,7 @@ from sandhold.security.secret_forms import is_searchable
 
 _MOST = 256
 """The latest are kept: a process that serves many owners comes by new ones as long as it lives."""
-_OF_THE_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_OF_THE_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
 # Pydantic's errors quote what was wrong: on one line, as Python writes it.
 _INPUT = re.compile(r"input_value=.*, input_type=(\w+)")
 

@@ -43,9 +43,9 @@ class VaultUnavailable(VaultError):
 
 
 class VaultFull(VaultError):
-    """The disk under the database has no parts left. That may pass."""
+    """The disk under the database has no room left. That may pass."""
 
-    hint = "Try again once there is parts on the disk of the vault's database."
+    hint = "Try again once there is room on the disk of the vault's database."
     retryable = True
 
 
