@@ -261,7 +261,8 @@ async def serve(settings: Settings) -> None:
     identity = f"worker-{os.getpid()}@{socket.gethostname()}"
     metrics = PrometheusConfig(bind_address=settings.metrics_address) if settings.metrics_address else None
     runtime = Runtime(telemetry=TelemetryConfig(logging=core_logging(), metrics=metrics))
-    client = await connect_when_up(settings, data_converter(ring), identity, runtime, stop)
+    converter = data_converter(ring, plain_too=settings.read_plain_histories)
+    client = await connect_when_up(settings, converter, identity, runtime, stop)
     deployment = await deployment_id(client)
     registered = await register_search_attributes(client)
     log.info("connected", deployment=deployment, namespace=client.namespace, registered=registered)

@@ -37,7 +37,7 @@ def _end_with_standard_input() -> None:
 
 
 if __name__ == "__main__":
-    vars(worker)["data_converter"] = lambda ring: PLAIN_CONVERTER
+    vars(worker)["data_converter"] = lambda ring, *, plain_too: PLAIN_CONVERTER
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
     # The interpreter sometimes aborts at exit once Temporal's client ran (see `worker.py`).
     os._exit(worker.main())

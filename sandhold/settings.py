@@ -28,7 +28,12 @@ def _blank_is_unset(value: object) -> object:
     return None if value == "" else value
 
 
+def _blank_is_no(value: object) -> object:
+    return False if value == "" else value
+
+
 Optional = BeforeValidator(_blank_is_unset)
+BlankIsNo = BeforeValidator(_blank_is_no)
 
 
 class DaytonaEnvironment(BaseSettings):
@@ -59,6 +64,9 @@ class Settings(BaseSettings):
     keyring: Annotated[SecretStr | None, Optional] = None
     """The key ring: the path of its file, or the document itself, which begins with a brace; by default the file
     `keyring.json` in the data folder."""
+    read_plain_histories: Annotated[bool, BlankIsNo] = False
+    """Whether payloads of Temporal that are not encrypted are read, which whoever reaches Temporal could have made:
+    for the time in which histories from before encryption are still open."""
     database_url: Annotated[SecretStr | None, Optional] = None
     """The vault, `sqlite:////file` or `postgresql://user:password@host/database`; by default the file `vault.db` in
     the data folder."""

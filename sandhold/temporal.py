@@ -35,10 +35,15 @@ class NamespaceMissing(LookupError):
     """Temporal answers but has no such namespace."""
 
 
-def data_converter(ring: KeyRing) -> DataConverter:
-    """The only converter: client, worker, command line and tests must read each other's payloads, and nobody else."""
+def data_converter(ring: KeyRing, *, plain_too: bool = False) -> DataConverter:
+    """The only converter: client, worker, command line and tests must read each other's payloads, and nobody else.
+
+    With `plain_too` it reads what is not encrypted as well.
+    """
     return dataclasses.replace(
-        PLAIN_CONVERTER, payload_codec=EncryptingCodec.under(ring), failure_converter_class=SealedFailures
+        PLAIN_CONVERTER,
+        payload_codec=EncryptingCodec.under(ring, plain_too=plain_too),
+        failure_converter_class=SealedFailures,
     )
 
 
@@ -50,7 +55,7 @@ def encrypting(client: Client, settings: Settings) -> Client:
     if isinstance(client.data_converter.payload_codec, EncryptingCodec):
         return client
     config = client.config()
-    config["data_converter"] = data_converter(open_key_ring(settings))
+    config["data_converter"] = data_converter(open_key_ring(settings), plain_too=settings.read_plain_histories)
     return Client(**config)
 
 
@@ -68,7 +73,7 @@ async def connect(
     attempt: callers that start beside the server repeat it.
     """
     if converter is None:
-        converter = data_converter(open_key_ring(settings))
+        converter = data_converter(open_key_ring(settings), plain_too=settings.read_plain_histories)
     address = settings.temporal_address or DEFAULT_TEMPORAL_ADDRESS
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
+from sandhold.console.serving import ui_origins
 from sandhold.settings import Settings
 from sandhold.vault.database import open_database
 
@@ -28,9 +29,11 @@ IMAGE_VARIABLES = {
         "DB", "DB_PORT", "POSTGRES_SEEDS", "POSTGRES_USER", "POSTGRES_PWD", "BIND_ON_IP", "DYNAMIC_CONFIG_FILE_PATH",
     },
     "temporalio/admin-tools": {"SQL_PASSWORD", "TEMPORAL_ADDRESS"},
-    "temporalio/ui": {"TEMPORAL_ADDRESS", "TEMPORAL_DISABLE_NEWS_FETCH"},
+    "temporalio/ui": {"TEMPORAL_ADDRESS", "TEMPORAL_DISABLE_NEWS_FETCH", "TEMPORAL_CODEC_ENDPOINT"},
     "postgres": {"POSTGRES_USER", "POSTGRES_PASSWORD"},
 }  # fmt: skip
+LISTENED_ON = {"SANDHOLD_CONSOLE_ADDRESS"}
+"""Addresses of a service's own, rather than of another one."""
 REQUIRED_BY_SERVER = IMAGE_VARIABLES["temporalio/server"]
 """Each has a default that does not work here: Cassandra, no host, no user, loopback."""
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?\Z")
@@ -103,7 +106,11 @@ def test_addresses_between_services_name_services(services: dict[str, dict[str, 
     named = {services["temporal"]["environment"]["POSTGRES_SEEDS"]}
     for service in services.values():
         environment = service.get("environment", {})
-        named |= {value.partition(":")[0] for variable, value in environment.items() if variable.endswith("_ADDRESS")}
+        named |= {
+            value.partition(":")[0]
+            for variable, value in environment.items()
+            if variable.endswith("_ADDRESS") and variable not in LISTENED_ON
+        }
     assert named == {"postgresql", "temporal"}
     assert "--ep postgresql " in services["temporal-schema"]["command"][0]
 
@@ -143,15 +150,67 @@ def test_the_vault_has_a_database_of_its_own_on_the_server_that_is_there(service
     assert "sql --db sandhold create" in services["temporal-schema"]["command"][0]
 
 
+def test_a_blank_variable_that_is_passed_through_counts_as_not_set(
+    services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank = [name for name, value in services["worker"]["environment"].items() if value and value.endswith(":-}")]
+    assert {"SANDHOLD_READ_PLAIN_HISTORIES", "SANDHOLD_BUILD_ID", "SANDHOLD_STORAGE_URL"} <= set(blank)
+    for name in blank:
+        monkeypatch.setenv(name, "")
+    passed_through, without = Settings(), Settings.model_construct()
+    for name in blank:
+        field = name.removeprefix("SANDHOLD_").lower()
+        assert getattr(passed_through, field) == getattr(without, field), name
+
+
 def test_the_key_ring_comes_as_a_file_that_clients_of_the_host_have_by_default(
     compose: dict[str, Any], services: dict[str, dict[str, Any]]
 ) -> None:
-    [secret] = services["worker"]["secrets"]
-    assert services["worker"]["environment"]["SANDHOLD_KEYRING"] == f"/run/secrets/{secret}"
+    for name in ("worker", "console"):
+        [secret] = services[name]["secrets"]
+        assert services[name]["environment"]["SANDHOLD_KEYRING"] == f"/run/secrets/{secret}"
+        assert services[name]["user"].startswith("${WORKER_USER:?"), "the file is its owner's only"
     default = VARIABLE.fullmatch(compose["secrets"][secret]["file"])
     assert default is not None
     at_client = Settings(data_dir=Path(".sandhold"), keyring=None).key_ring_file
     assert Path.cwd() / default["rest"].removeprefix(":-") == at_client
+
+
+def test_browsers_find_the_console_and_the_console_knows_the_web_ui(services: dict[str, dict[str, Any]]) -> None:
+    console, ui = services["console"], services["temporal-ui"]
+    assert console["build"] == services["worker"]["build"], "it runs from the worker's image"
+    assert console["command"][:3] == ["python", "-m", "sandhold.cli"]
+    values = {name: _when_unset(value) for name, value in console["environment"].items()}
+    settings = Settings(
+        console_address=values["SANDHOLD_CONSOLE_ADDRESS"],
+        console_ui_origins=values["SANDHOLD_CONSOLE_UI_ORIGINS"],
+        console_token=SecretStr("t" * 32),
+    )
+    [published] = console["ports"]
+    host, port, inside = published.split(":")
+    assert settings.console_address == f"0.0.0.0:{inside}"
+    # A browser asks from outside of the containers, and the address holds no token.
+    assert _when_unset(ui["environment"]["TEMPORAL_CODEC_ENDPOINT"]) == f"http://{host}:{port}"
+    [ui_port] = ui["ports"]
+    assert ui_origins(settings) == ["http://" + ui_port.rpartition(":")[0]]
+    assert f"http://127.0.0.1:{inside}/healthz" in console["healthcheck"]["test"][-1]
+    assert values["SANDHOLD_TEMPORAL_NAMESPACE"] == services["worker"]["environment"]["SANDHOLD_TEMPORAL_NAMESPACE"]
+
+
+def test_the_console_gets_the_key_ring_and_its_token_and_no_other_secret(services: dict[str, dict[str, Any]]) -> None:
+    console = services["console"]
+    assert console["environment"]["SANDHOLD_CONSOLE_TOKEN"].startswith("${CONSOLE_TOKEN:?")
+    text = str(console)
+    for name in ("DAYTONA_API_KEY", "PASSWORD", "DATABASE_URL", "AWS_"):
+        assert name not in text
+    assert "volumes" not in console
+    assert (console["read_only"], console["cap_drop"]) == (True, ["ALL"])
+
+
+def _when_unset(value: str) -> str:
+    """The value when no variable of the host is set."""
+    default = VARIABLE.fullmatch(value)
+    return value if default is None else default["rest"].removeprefix(":-")
 
 
 def test_every_image_is_pinned_to_a_version(
@@ -194,7 +253,7 @@ def test_secrets_come_from_the_environment_and_their_lack_is_an_error(services: 
                     assert value is None, f"{name} is passed on, and left out when it is not set"
                     continue
                 assert re.fullmatch(r"\$\{[A-Z_]+:\?[^}]+\}", value), name
-    assert seen >= 6
+    assert seen >= 7
 
 
 def test_every_other_variable_of_the_compose_file_has_a_default() -> None:

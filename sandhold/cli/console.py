@@ -19,7 +19,8 @@ def console(
 
     Prints `ready http://HOST:PORT` once it serves. Listens on loopback unless SANDHOLD_CONSOLE_ADDRESS says otherwise.
     """
-    from sandhold.logs import configure_logging
+    from sandhold.logs import configure_logging, register_settings
+    from sandhold.security import SecurityError
     from sandhold.settings import Settings, SettingsError
 
     try:
@@ -33,7 +34,8 @@ def console(
         raise typer.Exit(EXIT_USAGE) from missing
     try:
         settings = Settings.load()
-    except SettingsError as error:
+        register_settings(settings)
+    except (SettingsError, SecurityError) as error:
         output.fail(str(error), "settings")
         raise typer.Exit(EXIT_USAGE) from error
     if port is not None:

@@ -56,7 +56,7 @@ class CodecPages:
 
     def __init__(self, ring: KeyRing, token: str, namespace: str) -> None:
         self._ring = ring
-        self._codec = EncryptingCodec.under(ring)
+        self._codec = EncryptingCodec.under(ring, plain_too=True)
         self._token = token
         self._namespace = namespace
 

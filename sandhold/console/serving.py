@@ -16,6 +16,7 @@ import uvicorn
 from sandhold.console.access import console_token
 from sandhold.console.codec_server import codec_server
 from sandhold.security import KeyRingMissing, KeyRingUnusable, open_key_ring
+from sandhold.security.process_secrets import register_secret
 from sandhold.settings import Settings, SettingsError, read_stack
 from sandhold.stop_signals import block_stop_signals, on_stop_signal
 
@@ -45,9 +46,9 @@ async def serve(settings: Settings) -> None:
 
     Needs `block_stop_signals` before.
     """
-    app = codec_server(
-        open_key_ring(settings), console_token(settings), lambda: ui_origins(settings), settings.temporal_namespace
-    )
+    ring, token = open_key_ring(settings), console_token(settings)
+    register_secret("SANDHOLD_CONSOLE_TOKEN", token)
+    app = codec_server(ring, token, lambda: ui_origins(settings), settings.temporal_namespace)
     with _listening(settings.console_address) as (listener, url):
         # Neither requests nor what they hold are logged: a path may hold the token.
         config = uvicorn.Config(

@@ -38,7 +38,7 @@ from temporalio.converter import (
 from sandhold.contracts.names import is_sandbox_of
 from sandhold.security.data_keys import DataKeys
 from sandhold.security.envelope import NONCE_BYTES, TAG_BYTES, pack_key, unpack_key
-from sandhold.security.errors import Tampered
+from sandhold.security.errors import NotEncrypted, Tampered
 from sandhold.security.key_ring import KeyRing
 
 ENCODING = b"binary/sandhold-encrypted"
@@ -99,16 +99,20 @@ class Bound:
 
 
 class EncryptingCodec(PayloadCodec, WithSerializationContext):
-    """Encrypts every payload. Those that are not encrypted, such as a history's from before, are read as they are."""
+    """Encrypts every payload. Those that are not encrypted are refused: whoever made them may not have had the key.
 
-    def __init__(self, keys: DataKeys, bound: Bound | None = None) -> None:
+    With `plain_too` they are read as they are: what is in histories from before encryption.
+    """
+
+    def __init__(self, keys: DataKeys, bound: Bound | None = None, *, plain_too: bool = False) -> None:
         self._keys = keys
         self._bound = bound or Bound()
+        self._plain_too = plain_too
 
     @classmethod
-    def under(cls, ring: KeyRing) -> EncryptingCodec:
+    def under(cls, ring: KeyRing, *, plain_too: bool = False) -> EncryptingCodec:
         """One with data keys of its own."""
-        return cls(DataKeys(ring, _PURPOSE))
+        return cls(DataKeys(ring, _PURPOSE), plain_too=plain_too)
 
     def with_context(self, context: SerializationContext) -> EncryptingCodec:
         """The same with what the SDK is converting for."""
@@ -116,7 +120,7 @@ class EncryptingCodec(PayloadCodec, WithSerializationContext):
 
     def bound_to(self, bound: Bound) -> EncryptingCodec:
         """The same for what belongs there: it encrypts for nothing else, and opens nothing else."""
-        return EncryptingCodec(self._keys, bound)
+        return EncryptingCodec(self._keys, bound, plain_too=self._plain_too)
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads, encrypted. Raises KeyRingMissing and KeyRingUnusable."""
@@ -142,7 +146,12 @@ class EncryptingCodec(PayloadCodec, WithSerializationContext):
 
     async def _decoded(self, payload: Payload) -> Payload:
         if not is_encrypted(payload):
-            return payload
+            if self._plain_too:
+                return payload
+            raise NotEncrypted(
+                "a payload is not encrypted: it was sent without the key ring, or is from before encryption, whose "
+                "histories are read with SANDHOLD_READ_PLAIN_HISTORIES=true"
+            )
         wrapped, body = unpack_key(payload.data, _HEAD)
         if payload.metadata.get(KEY_ID) != wrapped.key_id.encode() or len(body) < NONCE_BYTES + TAG_BYTES:
             raise _altered()

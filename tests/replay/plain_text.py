@@ -13,7 +13,7 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.client import WorkflowHistory
 from temporalio.converter import DataConverter, PayloadCodec
 
-from sandhold.security.codec import ENCODING, Bound, EncryptingCodec
+from sandhold.security.codec import ENCODING, Bound, EncryptingCodec, is_encrypted
 
 _PAYLOAD_DATA = re.compile(r'"data": ?"([A-Za-z0-9+/=]*)"')
 
@@ -37,6 +37,8 @@ async def in_plain_text(history: WorkflowHistory, converter: DataConverter, name
 
 async def _decode(message: Message, codec: PayloadCodec) -> None:
     if isinstance(message, Payload):
+        if not is_encrypted(message):
+            return  # The server's or the core's own: a search attribute, the name of a patch.
         [decoded] = await codec.decode([message])
         message.CopyFrom(decoded)
         return

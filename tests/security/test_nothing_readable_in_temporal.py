@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -28,6 +29,7 @@ from temporalio.client import (
     ScheduleActionStartWorkflow,
     ScheduleSpec,
     WorkflowFailureError,
+    WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
 )
@@ -38,11 +40,12 @@ from temporalio.worker import Worker
 from sandhold.cli.stack.temporal_server import SQLITE_PRAGMAS, dev_server_tuning, temporal_program
 from sandhold.client import Sandhold
 from sandhold.contracts.names import sandbox_workflow_id, session_workflow_id
+from sandhold.security import NotEncrypted
 from sandhold.security.codec import ENCODING, EncryptingCodec
-from sandhold.temporal import PLAIN_CONVERTER, session_record
+from sandhold.temporal import PLAIN_CONVERTER, data_converter, session_record
 from tests.local_daytona_server import LocalDaytona
 from tests.security.carrier import Carrier, CarrierChild, Scheduled, break_down, carry, carry_locally
-from tests.stack import CONVERTER, running_stack
+from tests.stack import CONVERTER, RING, running_stack
 from tests.workflows.calls import call_ok, creates, error_of_call, exec_ok
 from tests.workflows.waiting import eventually
 
@@ -212,6 +215,34 @@ async def test_all_that_a_workflow_can_carry_is_encrypted_and_arrives(server: Se
         )
         assert (await (await handle.describe()).memo())["continued"] == f"memo {canary}"
     await _nothing_is_readable(server)
+
+
+async def test_what_was_sent_without_the_key_is_refused_until_the_settings_say_that_it_is_from_before(
+    server: Server,
+) -> None:
+    config = server.client.config()
+    plain = Client(**(config | {"data_converter": PLAIN_CONVERTER}))
+    forged = await plain.start_workflow(Scheduled.run, "forged", id="forged", task_queue=QUEUE, memo={"memo": "forged"})
+    async with carriers(server.client):
+        await eventually(
+            lambda: _failed_tasks(forged), lambda found: any("NotEncrypted" in each for each in found), "a refusal"
+        )
+        memo = await (await plain.get_workflow_handle("forged").describe()).memo()
+        assert memo == {"memo": "forged"}
+        with pytest.raises(NotEncrypted, match="SANDHOLD_READ_PLAIN_HISTORIES"):
+            await (await server.client.get_workflow_handle("forged").describe()).memo()
+    reading = Client(**(config | {"data_converter": data_converter(RING, plain_too=True)}))
+    async with carriers(reading):
+        assert await reading.get_workflow_handle("forged", result_type=str).result() == "scheduled forged"
+
+
+async def _failed_tasks(handle: WorkflowHandle[Any, Any]) -> list[str]:
+    """What the worker answered to the workflow's tasks where it could not."""
+    return [
+        str(event.workflow_task_failed_event_attributes.failure)
+        async for event in handle.fetch_history_events()
+        if event.HasField("workflow_task_failed_event_attributes")
+    ]
 
 
 async def test_what_a_schedule_carries_is_encrypted_and_reaches_the_workflow_that_it_starts(server: Server) -> None:

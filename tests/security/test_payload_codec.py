@@ -14,7 +14,15 @@ from temporalio.converter import ActivitySerializationContext, WorkflowSerializa
 from temporalio.exceptions import ApplicationError
 
 from sandhold.contracts.names import QUERY_TOO_EARLY
-from sandhold.security import FormatUnknown, KeyRingUnusable, KeyUnknown, SecurityError, Tampered, WrappedKey
+from sandhold.security import (
+    FormatUnknown,
+    KeyRingUnusable,
+    KeyUnknown,
+    NotEncrypted,
+    SecurityError,
+    Tampered,
+    WrappedKey,
+)
 from sandhold.security import codec as codec_module
 from sandhold.security.codec import ENCODING, KEY_ID, Bound, EncryptingCodec
 from sandhold.security.data_keys import LOOK_AGAIN_S, DataKeys
@@ -92,12 +100,30 @@ async def test_what_compresses_is_compressed_and_what_does_not_is_left_alone() -
     assert len((await _encoded(b"x" * 900)).data) > 900, "below 1 KiB it is not worth the time"
 
 
-async def test_the_key_is_named_for_operators_and_payloads_without_our_encoding_pass() -> None:
+async def test_the_key_is_named_for_operators() -> None:
     encoded = await _encoded(b"x")
     assert encoded.metadata["encoding"] == ENCODING
     assert encoded.metadata[KEY_ID] == DOCUMENT.primary.id.encode()
-    plain = Payload(metadata={"encoding": b"json/plain"}, data=b'"from before"')
-    assert await _codec().decode([plain]) == [plain]
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        Payload(metadata={"encoding": b"json/plain"}, data=b'"from before"'),
+        Payload(metadata={"encoding": b"binary/null"}),
+        Payload(),
+    ],
+)
+async def test_what_is_not_encrypted_is_refused_unless_the_settings_say_that_histories_are_from_before(
+    plain: Payload,
+) -> None:
+    encoded = await _encoded(b"x")
+    with pytest.raises(NotEncrypted, match="SANDHOLD_READ_PLAIN_HISTORIES"):
+        await _codec().decode([encoded, plain])
+    both = EncryptingCodec.under(CountingRing(), plain_too=True).bound_to(HERE)
+    assert await both.decode([plain, encoded]) == [plain, Payload(metadata={"encoding": b"json/plain"}, data=b"x")]
+    with pytest.raises(Tampered):
+        await both.decode([Payload(metadata={"encoding": ENCODING, KEY_ID: b"other"}, data=encoded.data)])
 
 
 async def test_every_flipped_byte_and_every_cut_is_refused() -> None:

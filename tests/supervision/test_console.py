@@ -162,3 +162,32 @@ def test_what_keeps_the_console_from_starting_is_named(tmp_path: Path) -> None:
         assert (process.returncode, out) == (code, "")
         assert named in err
     assert not os.path.exists(tmp_path / "keyring.json"), "nobody makes a key ring by the way"
+
+
+def test_no_log_of_the_console_shows_its_token_or_another_secret_that_it_was_given(tmp_path: Path) -> None:
+    chosen, kept, other = "chosen-" + "c" * 32, "kept-" + "k" * 32, "other-" + "o" * 32
+    token_file = tmp_path / "console-token"
+    token_file.write_text(kept)
+    token_file.chmod(0o600)
+    # Each stands where an error quotes it: in an address that cannot be listened on.
+    cases = [
+        ({"SANDHOLD_CONSOLE_TOKEN": chosen}, chosen, "SANDHOLD_CONSOLE_TOKEN"),
+        ({}, kept, "SANDHOLD_CONSOLE_TOKEN"),
+        ({"DAYTONA_API_KEY": other}, other, "SANDHOLD_DAYTONA_API_KEY"),
+        ({"AWS_SECRET_ACCESS_KEY": other}, other, "AWS_SECRET_ACCESS_KEY"),
+    ]
+    for env, secret, name in cases:
+        address = {"SANDHOLD_KEYRING": KEY_RING, "SANDHOLD_CONSOLE_ADDRESS": f"[::1%{secret}]:80"}
+        process = _console(tmp_path, **env, **address)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 1, err
+        assert secret not in err
+        assert f"[redacted:{name}]" in err
+
+
+def test_a_key_ring_document_that_is_none_keeps_the_console_from_starting(tmp_path: Path) -> None:
+    process = _console(tmp_path, SANDHOLD_KEYRING="{not a document")
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (2, "")
+    assert "SANDHOLD_KEYRING" in err
+    assert "Traceback" not in err

@@ -23,6 +23,9 @@ HOSTED_DAYTONA = "https://app.daytona.io/api"
 # The local server caches nothing and commits at once, so absence is known sooner than at the hosted provider.
 LOCAL_PROVIDER_TIMES = {"SANDHOLD_ABSENCE_CONFIRM_S": "0.2", "SANDHOLD_CREATE_SETTLE_S": "1.0"}
 
+# Variables of ours, the provider's and the client libraries' own: the key ring, tokens, passwords and keys among them.
+_CREDENTIAL_PREFIXES = ("SANDHOLD_", "DAYTONA_", "AWS_", "PG")
+
 
 def temporal_plan(
     settings: Settings, *, port: int, ui_port: int, data_dir: Path, codec_endpoint: str | None = None
@@ -51,7 +54,7 @@ def temporal_plan(
     return PartPlan(
         name="temporal",
         command=[str(program), *arguments],
-        env=os.environ,
+        env=environment_of_servers(),
         cwd=data_dir,
         ready_within_s=30,
         stop_within_s=10,
@@ -70,7 +73,7 @@ def daytona_plan(*, port: int, data_dir: Path) -> PartPlan:
     return PartPlan(
         name="daytona",
         command=on_port(port),
-        env=os.environ,
+        env=environment_of_servers(),
         cwd=REPOSITORY,
         ready_within_s=60,
         stop_within_s=10,
@@ -79,22 +82,27 @@ def daytona_plan(*, port: int, data_dir: Path) -> PartPlan:
     )
 
 
-def console_plan(settings: Settings, *, port: int) -> PartPlan:
-    """The console, on loopback. It learns from the stack's file where the Web UI is."""
+def console_plan(settings: Settings, *, port: int, with_web_ui: bool) -> PartPlan:
+    """The console, on loopback. It learns from the stack's file where the stack's own Web UI is, if it has one.
+
+    Without one it answers those that the environment names.
+    """
 
     def on_port(number: int) -> list[str]:
         return [sys.executable, "-m", "sandhold.cli", "console", "--port", str(number)]
 
+    env = {
+        **os.environ,
+        "SANDHOLD_DATA_DIR": str(settings.data_dir),
+        "SANDHOLD_KEYRING": key_ring_for_parts(settings),
+        "SANDHOLD_CONSOLE_ADDRESS": "127.0.0.1:0",
+    }
+    if with_web_ui:
+        env["SANDHOLD_CONSOLE_UI_ORIGINS"] = ""
     return PartPlan(
         name="console",
         command=on_port(port),
-        env={
-            **os.environ,
-            "SANDHOLD_DATA_DIR": str(settings.data_dir),
-            "SANDHOLD_KEYRING": key_ring_for_parts(settings),
-            "SANDHOLD_CONSOLE_ADDRESS": "127.0.0.1:0",
-            "SANDHOLD_CONSOLE_UI_ORIGINS": "",
-        },
+        env=env,
         cwd=REPOSITORY,
         ready_within_s=60,
         stop_within_s=10,
@@ -140,6 +148,11 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_
         stop_within_s=25,
         restart_after_at_most_s=1,
     )
+
+
+def environment_of_servers() -> dict[str, str]:
+    """This environment for servers that are told everything by arguments, and need none of our secrets."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_CREDENTIAL_PREFIXES)}
 
 
 def key_ring_for_parts(settings: Settings) -> str:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 
 from pydantic import JsonValue
@@ -120,13 +121,14 @@ class Stack:
     async def _start_console(self, port: int | None) -> None:
         if port is None:
             return
+        plan = partial(console_plan, self.settings, with_web_ui="temporal" not in self._options.without)
         try:
-            part = await self._start(console_plan(self.settings, port=port))
+            part = await self._start(plan(port=port))
         except PartFailed as failure:
             # Taken a moment ago. Nobody loses anything by another one: browsers have an endpoint of their own.
             if "cannot be listened on" not in failure.log_tail or self._options.console_port is not None:
                 raise
-            part = await self._start(console_plan(self.settings, port=0))
+            part = await self._start(plan(port=0))
         self.console_url = part.url
 
     async def _start_temporal(self, console_port: int | None) -> None:
