@@ -128,7 +128,8 @@ def rotate(
 ) -> None:
     """Add a primary key and bring vault and storage under it. What was cut off is gone on with by doing it again.
 
-    Open sandboxes are asked to continue as new; what else histories hold stays under the keys of their time.
+    Open sandboxes are asked to continue as new, and storage is cleaned once, unless that is paused. What else histories
+    hold stays under the keys of their time.
     """
     if rewrap_only and new_key:
         raise typer.BadParameter("--rewrap-only adds no key")
