@@ -55,10 +55,14 @@ async def ensure_schedules(client: Client, task_queue: str) -> list[str]:
 async def renew_schedules(client: Client) -> list[str]:
     """Have the schedules keep what they start their workflows with under the present key; the ids of those there are.
 
+    The last result, which they keep as well, only a run replaces: one is begun, unless an operator has paused them.
     Safe to repeat. Raises ScheduleUnusable.
     """
+    schedule = client.get_schedule_handle(CLEAN_STORAGE_SCHEDULE)
     try:
-        await client.get_schedule_handle(CLEAN_STORAGE_SCHEDULE).update(_renewed)
+        await schedule.update(_renewed)
+        if not (await schedule.describe()).schedule.state.paused:
+            await schedule.trigger()
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             return []

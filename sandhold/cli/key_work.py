@@ -11,7 +11,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from sandhold.cli.connecting import connected
-from sandhold.cli.key_holders import open_holders
+from sandhold.cli.key_holders import open_holders, verified_objects
 from sandhold.cli.key_reports import Rotated, Verified
 from sandhold.cli.output import output
 from sandhold.cli.progress import CountProgress
@@ -46,11 +46,14 @@ async def uses_of_keys(ring: Ring, document: KeyDocument) -> dict[str, dict[str,
     return uses
 
 
-async def verify_all(ring: Ring) -> Verified:
-    """Open every value."""
-    async with open_holders(Settings.load(), ring) as holders:
+async def verify_all(ring: Ring, *, deep: bool) -> Verified:
+    """Open every value, and the header of every stored object, or where `deep` all of it."""
+    settings = Settings.load()
+    async with open_holders(settings, ring) as holders:
         with CountProgress("values", _values(await _surveys(holders))) as progress:
-            return Verified(await rotation.verify(holders, lambda _, step: progress.advance(step.values)))
+            reports = await rotation.verify(holders, lambda _, step: progress.advance(step.values))
+    with CountProgress("objects") as progress:
+        return Verified([*reports, await verified_objects(settings, ring, deep=deep, told=progress.advance)])
 
 
 async def rotate_all(ring: Ring, *, rewrap_only: bool, new_key: bool) -> Rotated:

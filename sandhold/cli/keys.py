@@ -64,13 +64,22 @@ def list_(
 
 
 @app.command()
-def verify(as_json: JsonFlag = False) -> None:
-    """Open every value of vault and storage. Exits with 1 when one does not open, and names where it lies."""
+def verify(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read every stored object to its end: takes as long as reading it all.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Open every value of the vault, the key of every session's storage, and the beginning of every stored object.
+
+    Exits with 1 when one does not open, a key is missing or an object is not encrypted, and names where it lies.
+    Without --deep what is damaged beyond an object's first bytes is not seen.
+    """
 
     async def work() -> int:
         from sandhold.cli.key_work import verify_all
 
-        answer = await verify_all(_ring())
+        answer = await verify_all(_ring(), deep=deep)
         output.show_data(answer.document(), answer.text)
         return EXIT_OK if answer.ok else EXIT_FAILED
 
@@ -119,7 +128,8 @@ def rotate(
 ) -> None:
     """Add a primary key and bring vault and storage under it. What was cut off is gone on with by doing it again.
 
-    Open sandboxes are asked to continue as new; what else histories hold stays under the keys of their time.
+    Open sandboxes are asked to continue as new, and storage is cleaned once, unless that is paused. What else histories
+    hold stays under the keys of their time.
     """
     if rewrap_only and new_key:
         raise typer.BadParameter("--rewrap-only adds no key")

@@ -31,6 +31,8 @@ class SealedRow:
     """Its position among all values of its holder, never empty."""
     place: Place
     sealed: bytes = field(repr=False)
+    fault: str = ""
+    """Why there is no value in its place, although there has to be one."""
 
 
 class SealedValues(Protocol):
@@ -63,7 +65,7 @@ class Survey:
     by_key: Counter[str]
     """How many values are sealed under each key."""
     faults: tuple[Fault, ...] = ()
-    """What is no sealed value at all."""
+    """What tells no key: no sealed value at all, or one that is missing."""
 
     @property
     def values(self) -> int:
@@ -127,6 +129,9 @@ class SealedHolder:
         faults: list[Fault] = []
         async for batch in self._batches(""):
             for row in batch:
+                if row.fault:
+                    faults.append(Fault(row.place, row.fault))
+                    continue
                 try:
                     by_key[key_id_of(row.sealed)] += 1
                 except SecurityError as error:
@@ -150,6 +155,8 @@ class SealedHolder:
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def one(row: SealedRow) -> _Became | Fault:
+            if row.fault:
+                return Fault(row.place, row.fault)
             async with places:
                 try:
                     return await work(row)

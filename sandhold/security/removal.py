@@ -84,6 +84,7 @@ class Removal:
         if now < asked_from:
             when = f"{asked_from:%Y-%m-%d %H:%M:%S} UTC"
             found.append(Reason("too_soon", f"only from {when} on can Temporal tell that no execution began under it"))
+        found += await self._kept_results(span.until)
         if not found:
             # The long way only when all else says yes.
             found += await self._still_used(key.id, span.until, told)
@@ -109,7 +110,14 @@ class Removal:
     async def _values(self, key_id: str) -> list[Reason]:
         found = []
         for holder in self._holders:
-            count = (await holder.survey()).by_key[key_id]
+            survey = await holder.survey()
+            if survey.faults:
+                text = (
+                    f"{len(survey.faults)} values in {holder.name} tell no key, so they may be under it: "
+                    "`sandhold keys verify` names them"
+                )
+                found.append(Reason("values", text, len(survey.faults), (holder.name,)))
+            count = survey.by_key[key_id]
             if count:
                 text = f"{count} values in {holder.name} are under it: `sandhold keys rotate --rewrap-only`"
                 found.append(Reason("values", text, count, (holder.name,)))
@@ -130,13 +138,22 @@ class Removal:
         text = f"schedules keep their arguments under it ({', '.join(ids)}): `sandhold keys rotate --rewrap-only`"
         return [Reason("schedules", text, len(ids), tuple(ids[:NAMED]))] if ids else []
 
+    async def _kept_results(self, until: datetime) -> list[Reason]:
+        ids = await self._executions.schedules_without_result_since(until)
+        text = (
+            f"schedules may keep the last result under it ({_names(ids)}) until a run of theirs has completed that "
+            f"began after {until:%Y-%m-%d %H:%M:%S} UTC: wait for it, or `temporal schedule trigger --schedule-id ID`"
+        )
+        return [Reason("schedules", text, len(ids), tuple(ids[:NAMED]))] if ids else []
+
     async def _still_used(self, key_id: str, until: datetime, told: Callable[[], None]) -> list[Reason]:
         ids = await self._executions.later_with(key_id, until, told)
         if not ids:
             return []
         text = (
-            f"{len(ids)} executions began with something under it after its retirement ({_names(ids)}): "
-            "they were reset, or a schedule gave them the result of a run before, or a process still encrypts under it"
+            f"{'at least ' if len(ids) >= NAMED else ''}{len(ids)} executions began after its retirement and hold "
+            f"something under it ({_names(ids)}): they were reset, or a schedule gave them the result of a run before, "
+            "or a process still encrypts under it"
         )
         return [Reason("still_used", text, len(ids), tuple(ids[:NAMED]))]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sandhold.security import KeyRing
-from sandhold.storage.errors import KeyRingAway, ObjectMissing, StorageDamaged, StorageError, StoredInTheClear
+from sandhold.storage.errors import KeyRingAway, ObjectMissing, StorageError, StoredInTheClear
 from sandhold.storage.folder import FoundFile
 from sandhold.storage.objects import PART_BYTES, SessionObjects, beginning_of, root_of
 from sandhold.storage.raw import RawObjects
@@ -59,6 +59,21 @@ class Encryption:
                     for done in await self._all_of(session_id, [each], dry_run):
                         yield done
 
+    async def fault_within(self, session_id: str, path: str) -> StorageError | None:
+        """Why an encrypted object cannot be read to its end; None when it can, or is gone. Reads all of it."""
+        try:
+            async for _ in self._objects.read(session_id, path):
+                pass
+        except ObjectMissing:
+            return None
+        except KeyRingAway:
+            raise
+        except StorageError as error:
+            if error.retryable:
+                raise
+            return error
+        return None
+
     async def _all_of(self, session_id: str, found: Sequence[FoundFile], dry_run: bool) -> list[Encrypted]:
         became = await asyncio.gather(*(self._one(session_id, each, dry_run) for each in found))
         return [each for each in became if each is not None]
@@ -88,21 +103,8 @@ class Encryption:
         return Encrypted(path, found.size, was_encrypted=True)
 
     async def _encrypt(self, session_id: str, found: FoundFile, path: str) -> None:
-        await self._keys.to_write(session_id, partial(self._holds_encrypted, session_id))
+        await self._keys.to_write(session_id, partial(self._objects.holds_encrypted, session_id))
         if found.size < PART_BYTES:
             await self._objects.put(session_id, path, bytes(await self._raw.get(found.path, path)))
         else:
             await self._objects.write(session_id, path, self._raw.reading(found.path, path).pieces())
-
-    async def _holds_encrypted(self, session_id: str) -> bool:
-        """Whether something of the session was encrypted before, under a key that is not there any more."""
-        async for page in self._raw.list(root_of(session_id)):
-            for each in page:
-                try:
-                    check_header(await beginning_of(self._raw, each.path, each.path), each.path)
-                except (StoredInTheClear, ObjectMissing):
-                    continue
-                except StorageDamaged:
-                    pass
-                return True
-        return False

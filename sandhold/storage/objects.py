@@ -7,6 +7,7 @@ session (`session_keys`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from sandhold.contracts.names import is_id
 from sandhold.security import KeyRing
 from sandhold.security.holders import SealedRow
 from sandhold.storage.blocks import in_blocks
-from sandhold.storage.errors import ObjectChanged, ObjectMissing, StorageDamaged, StorageError
+from sandhold.storage.errors import ObjectChanged, ObjectMissing, StorageDamaged, StorageError, StoredInTheClear
 from sandhold.storage.raw import PART_BYTES, RawObjects, Reading
 from sandhold.storage.sealing import (
     CHUNK_BYTES,
@@ -31,7 +32,7 @@ from sandhold.storage.sealing import (
     chunks_of,
     size_of,
 )
-from sandhold.storage.session_keys import SESSION_KEY, SessionKeys
+from sandhold.storage.session_keys import SESSION_KEY, SessionKeys, place_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -40,6 +41,7 @@ __all__ = ["PART_BYTES", "Admit", "SessionObjects", "StoredObject"]
 
 _ROOT = "sessions"
 _CLAIM = "deployment"
+_KEYS_AT_ONCE = 16
 _BEGUN_ANEW = 3
 """How often a read looks again for an object that was replaced before the first byte of it was given out."""
 
@@ -73,6 +75,8 @@ class SessionObjects:
         self._raw = raw
         self._keys = keys
         self._admit = admit
+        self._sealed_left: tuple[str, list[str]] = ("", [])
+        """How far the last batch of sealed keys came, and the sessions behind it."""
 
     @classmethod
     def open(cls, url: str, ring: KeyRing) -> SessionObjects:
@@ -235,14 +239,33 @@ class SessionObjects:
         await self._keys.remove(session_id)
 
     async def sealed_batch(self, after: str, limit: int) -> SealedRows:
-        """The next sessions' keys, sealed under the key ring, behind the cursor `after`; none at the end."""
+        """The next sessions' keys, sealed under the key ring, behind the cursor `after`; none at the end.
+
+        Of a session that has encrypted objects and no key, a row that says so.
+        """
+        reached, left = self._sealed_left
+        # Whoever goes on where a batch ended goes on in the list of then.
+        sessions = left if after and after == reached else [each for each in await self.sessions() if each > after]
         rows: SealedRows = []
-        for session_id in await self.sessions():
-            if session_id > after and (row := await self._keys.sealed(session_id)) is not None:
-                rows.append(row)
-                if len(rows) >= limit:
-                    break
+        at = 0
+        while at < len(sessions) and len(rows) < limit:
+            some = sessions[at : at + min(_KEYS_AT_ONCE, limit - len(rows))]
+            found = await asyncio.gather(*(self._sealed_or_fault(each) for each in some))
+            rows += [row for row in found if row is not None]
+            at += len(some)
+        self._sealed_left = (rows[-1].cursor, sessions[at:]) if rows else ("", [])
         return rows
+
+    async def _sealed_or_fault(self, session_id: str) -> SealedRow | None:
+        row = await self._keys.sealed(session_id)
+        if row is None and await self.holds_encrypted(session_id):
+            # The first object may have come just now, and the key before it.
+            row = await self._keys.sealed(session_id)
+            if row is None:
+                return SealedRow(
+                    session_id, place_of(session_id), b"", "objects are encrypted under it, and it is missing"
+                )
+        return row
 
     async def replace_sealed(self, row: SealedRow, new: bytes) -> bool:
         """Store a session's key wrapped otherwise, if `row` is what is stored; whether it was."""
@@ -280,6 +303,23 @@ class SessionObjects:
             if other is None:
                 raise
             return Seal.of(other, header, session_id, path)
+
+    async def holds_encrypted(self, session_id: str) -> bool:
+        """Whether any object of this session is encrypted, be it under a key that is not there any more."""
+        root = root_of(session_id)
+        async for batch in self._raw.list(root):
+            for each in batch:
+                path = each.path.removeprefix(f"{root}/")
+                if path == SESSION_KEY:
+                    continue
+                try:
+                    check_header(await beginning_of(self._raw, each.path, path), path)
+                except (StoredInTheClear, ObjectMissing):
+                    continue
+                except StorageDamaged:
+                    pass
+                return True
+        return False
 
     async def _holds_something(self, session_id: str) -> bool:
         """Whether objects of this session are stored. Raises StoredInTheClear when they are not encrypted."""

@@ -105,7 +105,7 @@ class SessionKeys:
             data = bytes(await self._raw.get(self._key(session_id), SESSION_KEY))
         except ObjectMissing:
             return None
-        return SealedRow(session_id, _place(session_id), data)
+        return SealedRow(session_id, place_of(session_id), data)
 
     async def replace_sealed(self, row: SealedRow, new: bytes) -> bool:
         """Store the same key, wrapped otherwise, if `row` is what is stored; whether it was.
@@ -134,7 +134,7 @@ class SessionKeys:
         """The key once there is one: ours, or that of whoever came first."""
         key = new_data_key()
         try:
-            sealed = await self._envelope.seal(key, _place(session_id))
+            sealed = await self._envelope.seal(key, place_of(session_id))
         except SecurityError as error:
             raise _away(error) from None
         if await self._raw.put_new(self._key(session_id), SESSION_KEY, sealed):
@@ -156,7 +156,8 @@ class SessionKeys:
         return f"{self._root(session_id)}/{SESSION_KEY}"
 
 
-def _place(session_id: str) -> Place:
+def place_of(session_id: str) -> Place:
+    """The place of a session's key."""
     return Place("storage", "", session_id, "key")
 
 

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from sandhold.security.key_document import KeyDocument
 from sandhold.security.key_rings import FileKeyRing
 from sandhold.settings import Settings
+from sandhold.storage import SessionStorage
 from sandhold.vault import open_vault
 from tests.cli.process import Finished, plain_environment
 from tests.cli.process import sandhold as run
@@ -105,19 +106,63 @@ async def test_values_that_do_not_open_are_named_by_their_place(environment: dic
     assert [(each["name"], each["opened"], each["failed"]) for each in good.document["holders"]] == [
         ("vault", 2, 0),
         ("storage", 0, 0),
+        ("objects", 0, 0),
     ]
     first, second = await vault.sealed_batch("", 10)
     assert await vault.replace_sealed(first, second.sealed)
     await vault.close()
     bad = await keys(environment, "verify")
     assert (bad.code, bad.document["ok"]) == (1, False)
-    [of_vault, _] = bad.document["holders"]
+    [of_vault, _, _] = bad.document["holders"]
     assert (of_vault["opened"], of_vault["failed"]) == (1, 1)
     [fault] = of_vault["faults"]
     assert (fault["place"]["owner"], fault["place"]["record"]) == ("s-1", "run-1")
     assert fault["place"]["name"] == first.place.name
     told = await run("keys", "verify", env=environment)
     assert (told.code, first.place.name in told.out, "the " not in told.out) == (1, True, True)
+
+
+async def test_objects_that_do_not_open_are_named_and_deep_reads_them_to_their_end(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    await keys(environment, "create")
+    ring = FileKeyRing(tmp_path / "ring.json")
+    settings = Settings(data_dir=tmp_path, keyring=SecretStr(str(ring.path)))
+    storage = SessionStorage.open(settings.storage_location, ring)
+    for session_id in ("flipped", "good", "lost", "swapped"):
+        await storage.put_bytes(session_id, "files/a", b"hello")
+    assert (await keys(environment, "verify", "--deep")).document["ok"]
+    root = Path(settings.storage_location.removeprefix("file://")) / "sessions"
+    flipped = bytearray((root / "flipped/files/a").read_bytes())
+    flipped[-1] ^= 1
+    (root / "flipped/files/a").write_bytes(flipped)
+
+    def told(finished: Finished) -> list[tuple[str, int, set[tuple[str, str]]]]:
+        return [
+            (
+                each["name"],
+                each["opened"],
+                {(fault["place"]["record"], fault["place"]["name"]) for fault in each["faults"]},
+            )
+            for each in finished.document["holders"]
+        ]
+
+    shallow = await keys(environment, "verify")
+    assert (shallow.code, told(shallow)[2]) == (0, ("objects", 4, set()))
+    deep = await keys(environment, "verify", "--deep")
+    assert (deep.code, told(deep)[2]) == (1, ("objects", 3, {("flipped", "files/a")}))
+
+    (root / "lost/session.key").unlink()
+    (root / "good/files/clear").write_bytes(b"in the clear")
+    (root / "swapped/files/a").write_bytes((root / "good/files/a").read_bytes())
+    bad = await keys(environment, "verify")
+    assert (bad.code, told(bad)[1:]) == (
+        1,
+        [
+            ("storage", 3, {("lost", "key")}),
+            ("objects", 2, {("good", "files/clear"), ("lost", "files/a"), ("swapped", "files/a")}),
+        ],
+    )
 
 
 async def test_a_rotation_changes_nothing_while_temporal_cannot_be_reached(

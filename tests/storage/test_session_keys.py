@@ -11,13 +11,14 @@ from sandhold.contracts.errors import ToolFailure
 from sandhold.security import Envelope, KeyRingUnusable, WrappedKey
 from sandhold.security import Place as SealedPlace
 from sandhold.security.envelope import key_id_of
-from sandhold.security.holders import SealedHolder
+from sandhold.security.holders import SealedHolder, SealedRow
 from sandhold.security.key_document import KeyDocument, RingKey
 from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.storage import Quota, SessionStorage, session_keys
 from sandhold.storage.errors import KeyRingAway, StorageError, StorageLocked, StorageRefused
+from sandhold.storage.objects import SessionObjects
 from sandhold.storage.remains import EndMark, Remains
-from sandhold.storage.session_keys import SESSION_KEY
+from sandhold.storage.session_keys import SESSION_KEY, SessionKeys
 from tests.stack import RING
 from tests.storage.conftest import SESSION, Place, stream
 
@@ -234,15 +235,20 @@ async def test_a_rotation_wraps_one_object_per_session_anew(place: Place) -> Non
     for number in range(5):
         await before.put_bytes(f"s-{number}", "files/a", bytes(MIB + number))
     await before.objects.claim("here")
-    await place.store("files/left", b"an object whose key is gone", "s-9")
+    await place.store("files/left", b"an object from before encryption", "s-8")
+    await place.store("files/clear", b"an object from before encryption", "s-9")
+    await place.store("files/left", await place.stored("files/a", "s-4"), "s-9")  # Its key is gone.
     untouched = await place.stored("files/a", "s-3")
     ring = rotated()
     after = place.open(ring).objects
     assert [row.cursor for row in await after.sealed_batch("", 3)] == ["s-0", "s-1", "s-2"]
-    assert [row.cursor for row in await after.sealed_batch("s-2", 3)] == ["s-3", "s-4"]
-    assert await after.sealed_batch("s-4", 3) == []
+    *_, keyless = await after.sealed_batch("s-2", 3)
+    assert (keyless.cursor, keyless.sealed, "missing" in keyless.fault) == ("s-9", b"", True)
+    assert await after.sealed_batch("s-9", 3) == []
     holder = SealedHolder("storage", after, Envelope(ring))
-    assert sum([step.done async for step in holder.rewrap()]) == 5
+    steps = [step async for step in holder.rewrap()]
+    assert sum(step.done for step in steps) == 5
+    assert [fault.place.record for step in steps for fault in step.faults] == ["s-9"]
     assert sum([step.already async for step in holder.rewrap()]) == 5
     assert (await holder.survey()).by_key == {await ring.primary(): 5}
     assert await place.stored("files/a", "s-3") == untouched
@@ -252,6 +258,43 @@ async def test_a_rotation_wraps_one_object_per_session_anew(place: Place) -> Non
     await before.put_bytes("s-3", "files/b", b"1")
     assert await new_key_only.get_bytes("s-3", "files/b") == b"1"
     assert place.unfinished() == 0
+
+
+async def test_a_walk_over_all_keys_lists_the_sessions_once_and_asks_for_some_keys_at_a_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = place.open()
+    for number in range(40):
+        await storage.put_bytes(f"s-{number:02}", "files/a", b"1")
+    listed, asked, most = 0, 0, 0
+    sessions, sealed = SessionObjects.sessions, SessionKeys.sealed
+
+    async def counted(self: SessionObjects) -> list[str]:
+        nonlocal listed
+        listed += 1
+        return await sessions(self)
+
+    async def watched(self: SessionKeys, session_id: str) -> SealedRow | None:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        try:
+            return await sealed(self, session_id)
+        finally:
+            asked -= 1
+
+    monkeypatch.setattr(SessionObjects, "sessions", counted)
+    monkeypatch.setattr(SessionKeys, "sealed", watched)
+    after, cursors = "", []
+    while batch := await storage.objects.sealed_batch(after, 18):
+        cursors += [row.cursor for row in batch]
+        after = batch[-1].cursor
+    assert cursors == [f"s-{number:02}" for number in range(40)]
+    assert (listed, most) == (1, 16)
+    # Who begins anew, or anywhere else, is not told of the past.
+    await storage.put_bytes("s-99", "files/a", b"1")
+    assert [row.cursor for row in await storage.objects.sealed_batch("s-38", 18)] == ["s-39", "s-99"]
+    assert listed == 2
 
 
 async def test_a_key_that_was_removed_or_replaced_meanwhile_is_not_wrapped_anew(place: Place) -> None:
