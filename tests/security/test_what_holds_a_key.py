@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
+from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, CLEAN_STORAGE_WORKFLOW, SANDBOX_WORKFLOW
@@ -146,13 +148,19 @@ async def test_a_result_that_a_paused_schedule_keeps_holds_its_key(temporal: Cli
         ring.change(with_fresh_primary(ring.document()))
         await asyncio.sleep(5)
         assert await renew_schedules(client) == [CLEAN_STORAGE_SCHEDULE]
+
         # Temporal forgets the clean-up; what its schedule keeps of it stays.
-        query = f"WorkflowType = '{CLEAN_STORAGE_WORKFLOW}'"
-        async for each in client.list_workflows(query):
-            execution = WorkflowExecution(workflow_id=each.id, run_id=each.run_id)
-            request = DeleteWorkflowExecutionRequest(namespace=client.namespace, workflow_execution=execution)
-            await client.workflow_service.delete_workflow_execution(request)
-        await eventually(lambda: client.count_workflows(query), lambda found: found.count == 0, "no clean-up")
+        async def left() -> int:
+            query = f"WorkflowType = '{CLEAN_STORAGE_WORKFLOW}'"
+            found = [each async for each in client.list_workflows(query)]
+            for each in found:
+                execution = WorkflowExecution(workflow_id=each.id, run_id=each.run_id)
+                request = DeleteWorkflowExecutionRequest(namespace=client.namespace, workflow_execution=execution)
+                with contextlib.suppress(RPCError):  # Deleted already, and listed a little longer.
+                    await client.workflow_service.delete_workflow_execution(request)
+            return len(found)
+
+        await eventually(left, lambda count: count == 0, "no clean-up", pause_s=0.2)
         assert await refusal() == {"schedules"}, "paused by an operator, it is not run; it keeps the result"
 
         await cleaned()
