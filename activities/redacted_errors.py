@@ -6,10 +6,10 @@ from typing import Any
 
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.redactors import Redactors
+from activities.redactors import Redactors, sandbox_of
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ToolError
-from sandhold.contracts.steps import CommandProgress, SandboxRef
+from sandhold.contracts.steps import CommandProgress
 from sandhold.security.redaction import Redactor
 
 
@@ -33,7 +33,7 @@ class _Redacting(ActivityInboundInterceptor):
         outcome = told.outcome if isinstance(told, CommandProgress) else told
         if not isinstance(outcome, CallOutcome) or outcome.error is None:
             return told
-        ref = next((step.ref for step in input.args if isinstance(getattr(step, "ref", None), SandboxRef)), None)
+        ref = sandbox_of(input.args)
         if ref is None:
             return told
         error = redacted_error(outcome.error, await self._redactors.of(ref))

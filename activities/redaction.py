@@ -15,8 +15,7 @@ from pydantic import BaseModel
 from temporalio.exceptions import ApplicationError, CancelledError, FailureError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.redactors import Redactors
-from sandhold.contracts.steps import SandboxRef
+from activities.redactors import Redactors, sandbox_of
 from sandhold.security.process_secrets import redact_for_log, without_input
 from sandhold.security.redaction import Redactor
 
@@ -54,7 +53,7 @@ class _Redacting(ActivityInboundInterceptor):
 
     async def _text(self, input: ExecuteActivityInput) -> Callable[[str], str]:  # noqa: A002
         """What makes a text of this activity one that may be told."""
-        ref = next((step.ref for step in input.args if isinstance(getattr(step, "ref", None), SandboxRef)), None)
+        ref = sandbox_of(input.args)
         redactor = Redactor({})
         if ref is not None:
             try:

@@ -19,6 +19,12 @@ _KEPT = 64
 _OVERWRITING = (b"\x1b", b"\r")
 
 
+def sandbox_of(arguments: Iterable[object]) -> SandboxRef | None:
+    """The sandbox that an activity with these arguments works for; None when for none."""
+    refs = (getattr(argument, "ref", None) for argument in arguments)
+    return next((ref for ref in refs if isinstance(ref, SandboxRef)), None)
+
+
 class KnownSecrets(Protocol):
     """Knows the secrets that a session's commands may print."""
 

@@ -24,6 +24,8 @@ MANY_FORMS_BYTES = 4 * 1024
 """Up to this size base64 is searched at each of its three alignments, above only as the whole value's own."""
 
 _BLOCK = 16
+_MOST_BLOCKS = EVERY_FORM_BYTES * 4 // 3 // _BLOCK + 1
+"""Of a text in base64 that is searched block by block too."""
 _WRAPPED_AT = (76, 64)
 """Where `base64` and `openssl base64` break their lines."""
 _PERCENT = re.compile(r"%[0-9A-F]{2}")
@@ -107,7 +109,7 @@ def _with_blocks(encoded: bytes) -> Iterator[bytes]:
     """The text and its blocks: when it is broken over two lines, anywhere, only the block with the break is left."""
     yield encoded
     blocks = len(encoded) // _BLOCK
-    if 1 < blocks <= EVERY_FORM_BYTES * 4 // 3 // _BLOCK + 1:
+    if 1 < blocks <= _MOST_BLOCKS:
         for number in range(blocks):
             end = (number + 1) * _BLOCK if number + 1 < blocks else len(encoded)
             yield encoded[number * _BLOCK : end]
