@@ -99,9 +99,11 @@ class Activities:
     """What stands around each of them, and inside of what decides about the next attempt."""
 
 
-def activities_of(client: Client, settings: Settings, access: ProviderAccess, vault: Vault) -> Activities:
+def activities_of(
+    client: Client, settings: Settings, access: ProviderAccess, vault: Vault, ring: KeyRing
+) -> Activities:
     """Every activity, with what it needs."""
-    all_storage = SessionStorage.open(settings.storage_location, open_key_ring(settings))
+    all_storage = SessionStorage.open(settings.storage_location, ring)
     storage = all_storage.guarded(partial(session_if_known, client))
     secrets = SessionSecrets(settings, access.pool.connections, partial(session_if_known, client))
     lifecycle = LifecycleActivities(access, settings, secrets)
@@ -276,7 +278,7 @@ async def serve(settings: Settings) -> None:
         calls, followers = build_workers(
             client,
             settings.task_queue,
-            activities=activities_of(client, settings, access, vault),
+            activities=activities_of(client, settings, access, vault, ring),
             build_id=settings.build_id,
             identity=identity,
         )

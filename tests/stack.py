@@ -172,13 +172,14 @@ async def running_stack(
         provider = daytona.client()
         resources.push_async_callback(provider.close)
         sandhold = Sandhold(temporal, settings)
-        vault = await open_vault(settings, open_key_ring(settings))
+        ring = open_key_ring(settings)
+        vault = await open_vault(settings, ring)
         resources.push_async_callback(vault.close)
         if workers:
             pool = ProviderPool(settings, vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, settings, deployment)
-            activities = activities_of(temporal, settings, access, vault)
+            activities = activities_of(temporal, settings, access, vault, ring)
             for worker in build_workers(temporal, task_queue, activities=activities):
                 await resources.enter_async_context(worker)
         yield Stack(temporal, daytona, provider, settings, sandhold, deployment, vault)

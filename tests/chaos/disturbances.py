@@ -78,13 +78,22 @@ async def cut_provider(breakable: BreakableStack, session: Session, random: Rand
 
 
 async def provider_outage(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:
-    """Nothing about the session's sandboxes is answered for OUTAGE_S."""
+    """Nothing about the session's sandboxes is answered for OUTAGE_S, and one more command is called meanwhile.
+
+    That one meets the outage even when all the others were done before it.
+    """
     faults = breakable.stack.faults
     silence = random.choice(({"effect": "reset_before"}, {"effect": "status", "status": 503}))
     await asyncio.sleep(random.uniform(0.1, 3.0))
     rule = await faults.add(**silence, labels={SESSION_LABEL: session.session_id})
-    await asyncio.sleep(OUTAGE_S)
-    return await faults.hits(rule)
+    status = await session.status()
+    async with asyncio.TaskGroup() as group:
+        met = group.create_task(session.exec(status.sandboxes[0].sandbox_id, "echo met", output="full"))
+        await asyncio.sleep(OUTAGE_S)
+        hits = await faults.hits(rule)
+        await faults.clear()
+    assert met.result().stdout == "met\n"
+    return hits
 
 
 async def break_storage(breakable: BreakableStack, session: Session, random: Random, for_s: float) -> int:

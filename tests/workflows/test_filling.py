@@ -101,15 +101,14 @@ async def test_a_create_that_takes_long_answers_running_and_is_no_idle_time(stac
 async def test_a_session_that_ends_while_a_sandbox_is_filled_leaves_neither(stack: Stack) -> None:
     session = await stack.open(on_end="download")
     await session.files.write("data", bytes(20 * 1024 * 1024))
-    await stack.faults.add(**SLOWLY, seconds=3.0)
+    rule = await stack.faults.add(**SLOWLY, seconds=3.0)
     creating = asyncio.create_task(
         session.call(
             "daytona_create_sandbox",
             {"sandbox_id": "box", "upload_files": [{"session_path": "data", "sandbox_path": "data"}]},
         )
     )
-    await eventually(session.status, lambda status: len(status.sandboxes) == 1, "the sandbox on the books")
-    await eventually(lambda: stack.status(session, "box"), lambda seen: bool(seen.provider_id), "the fill")
+    await eventually(lambda: stack.faults.hits(rule), lambda hits: hits > 0, "the upload under way")
     outcome = await session.end()
     assert [(each.outcome, each.saved) for each in outcome.sandboxes] == [("deleted", None)]
     envelope = await creating
