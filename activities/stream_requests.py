@@ -20,6 +20,7 @@ from activities.faults import ProviderError, request
 from activities.provider import ProviderAccess
 from activities.stream_scripts import COMMAND, DROP, PREPARE, PUT, TAKE, Told, told
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
+from sandhold.contracts.excerpts import beginning_of
 from sandhold.contracts.names import call_folder
 from sandhold.contracts.steps import SandboxRef
 
@@ -211,7 +212,7 @@ class StreamRequests:
             raise as_application_error(
                 ToolError(
                     code=ErrorCode.PROVIDER_UNAVAILABLE,
-                    message=f"a request to the sandbox was cut short; it printed {output[:200]!r}",
+                    message=f"a request to the sandbox was cut short; it printed {beginning_of(output, 200)!r}",
                     retryable=True,
                 ),
                 non_retryable=False,
