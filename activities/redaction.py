@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError, CancelledError, FailureError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from activities.redactors import Redactors, sandbox_of
-from activities.shown_texts import UNTOLD, Shown, ShownTexts, shown_error
+from activities.shown_texts import UNTOLD, Shown, ShownTexts, shown_error, texts_of
 from activities.vault_faults import VaultFailure
 from sandhold.contracts.errors import ToolError
 from sandhold.security import SecurityError
@@ -114,7 +114,7 @@ def _texts(failure: BaseException) -> Iterator[str]:
 
 def _strings(value: object) -> Iterator[str]:
     if isinstance(value, ToolError):
-        yield from (value.message, value.hint or "")
+        yield from texts_of(value)
     elif isinstance(value, BaseModel):
         yield from _strings(dict(value))
     elif isinstance(value, dict):

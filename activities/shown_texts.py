@@ -80,9 +80,26 @@ async def as_shown(value: T) -> T:
 
 
 def shown_error(error: ToolError, shown: Shown) -> ToolError:
-    """The error with texts that may be shown. Everything else stays: names of ours, flags, the code."""
+    """The error with texts that may be shown. Code, provider and flags stay, and ids also where no text is told."""
+
+    def named(id_: str) -> str:
+        return id_ if shown(id_) == UNTOLD else shown(id_)
+
     hint = None if error.hint is None else shown(error.hint)
-    return error.model_copy(update={"message": shown(error.message), "hint": None if hint == UNTOLD else hint})
+    changed: dict[str, object] = {"message": shown(error.message), "hint": None if hint == UNTOLD else hint}
+    if error.sandbox_ids is not None:
+        changed["sandbox_ids"] = [named(each) for each in error.sandbox_ids]
+    if error.workflow_id is not None:
+        changed["workflow_id"] = named(error.workflow_id)
+    return error.model_copy(update=changed)
+
+
+def texts_of(error: ToolError) -> Iterator[str]:
+    """What of the error may quote somebody."""
+    yield error.message
+    yield error.hint or ""
+    yield from error.sandbox_ids or ()
+    yield error.workflow_id or ""
 
 
 def with_shown_errors(value: T, shown: Shown) -> T:
@@ -105,9 +122,7 @@ def _with_shown(value: Any, shown: Shown) -> Any:
 def _foreign(value: object) -> Iterator[str]:
     """The texts of all errors in there."""
     if isinstance(value, ToolError):
-        yield value.message
-        if value.hint is not None:
-            yield value.hint
+        yield from texts_of(value)
     elif isinstance(value, BaseModel):
         for _, each in value:
             yield from _foreign(each)
