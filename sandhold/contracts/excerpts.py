@@ -15,5 +15,10 @@ def beginning_of(text: str, most: int) -> str:
 
 
 def end_of(text: str, most: int) -> str:
-    """The text if it has at most `most` characters, else the mark and its end."""
-    return text if len(text) <= most else CUT + text[len(text) - most + len(CUT) :]
+    """The text if it has at most `most` characters, else the mark and its end, without a part of a word before it: by
+    its rest alone no token is recognised."""
+    if len(text) <= most:
+        return text
+    at = len(text) - most + len(CUT)
+    _, blank, whole = text[at - 1 :].partition(" ")
+    return CUT + (whole if blank else text[at:])

@@ -1,4 +1,4 @@
-"""The second request of a command while its secrets cannot be read: it finds what runs, and else says what is unsure."""
+"""The second request of a command whose secrets cannot be read: it finds what runs, or says that it may run."""
 
 from __future__ import annotations
 
