@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.heartbeats import heartbeats
 from activities.provider import ProviderAccess
-from activities.shown_texts import as_shown
+from activities.shown_texts import as_shown, shown_here
 from activities.streams import SandboxStreams
 from activities.workspaces.archive import SUFFIX
 from activities.workspaces.download import WorkspaceDownload
@@ -127,7 +127,9 @@ class KeepingActivities:
         except ApplicationError as error:
             if error.non_retryable:
                 raise
-            activity.logger.warning("a sandbox that waits to be saved did not answer", extra={"error": str(error)})
+            activity.logger.warning(
+                "a sandbox that waits to be saved did not answer", extra={"error": await shown_here(error)}
+            )
 
 
 class _Saving:
@@ -193,7 +195,9 @@ class _Saving:
         except ToolFailure as failure:
             if failure.error.retryable:
                 raise
-            activity.logger.warning("what a saved workspace lacks was not listed", extra={"error": str(failure)})
+            activity.logger.warning(
+                "what a saved workspace lacks was not listed", extra={"error": await shown_here(failure)}
+            )
             return None
         return f"/{path}"
 

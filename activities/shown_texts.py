@@ -79,6 +79,12 @@ async def as_shown(value: T) -> T:
     return with_shown_errors(value, await texts.shown())
 
 
+async def shown_here(error: BaseException) -> str:
+    """What the error says, for the log."""
+    texts = _here.get()
+    return str(error) if texts is None else (await texts.shown())(str(error))
+
+
 def shown_error(error: ToolError, shown: Shown) -> ToolError:
     """The error with texts that may be shown. Code, provider and flags stay, and ids also where no text is told."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
@@ -14,12 +14,16 @@ from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 import worker
+from activities.filling import FillingActivities
+from activities.keeping import _Effort
 from activities.outcomes import outcome_of
 from activities.redacted_errors import RedactedErrors
 from activities.redactors import Redactors
-from activities.shown_texts import UNTOLD, as_shown
+from activities.shown_texts import UNTOLD, as_shown, showing, shown_here
+from activities.stream_requests import StreamBroken
+from activities.workspaces.entries import Report
 from sandhold.contracts.calls import LEDGER_RESULT_LIMIT_BYTES, CallOutcome
-from sandhold.contracts.errors import ErrorCode, ToolError
+from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.steps import (
     CallStep,
     CommandProgress,
@@ -28,7 +32,13 @@ from sandhold.contracts.steps import (
     TellInterruptedResult,
 )
 from sandhold.contracts.tools import RESULTS, CreateSandboxResult
-from sandhold.contracts.transfers import FailedUpload, PushFilesResult, RestoredWorkspace, SavedWorkspace
+from sandhold.contracts.transfers import (
+    FailedUpload,
+    PushFilesResult,
+    RestoredWorkspace,
+    RestoreFrom,
+    SavedWorkspace,
+)
 from sandhold.storage import SessionStorage
 from sandhold.vault import VaultUnavailable
 from tests.stack import RING
@@ -235,3 +245,35 @@ def test_every_text_in_an_answer_is_that_of_an_error_or_known_not_to_quote_anybo
     seen: set[type] = set()
     found = {text for kind in [*answers, *RESULTS.values()] for text in free_texts(kind, seen)}
     assert found == set().union(*NOT_OF_OTHERS.values())
+
+
+async def test_what_heartbeats_tell_of_a_failure_is_redacted_before(known: Known) -> None:
+    class Restoring:
+        report = Report()
+
+        async def run(self, *_: object) -> None:
+            raise ToolFailure(ErrorCode.INTERNAL, f"quoted: {SECRET}")
+
+    async def restored() -> RestoredWorkspace:
+        filling = FillingActivities(cast("Any", None), cast("Any", None), cast("Any", None))
+        return await filling._restored(STEP.ref, "c", RestoreFrom(session_path="w"), cast("Any", Restoring()))
+
+    async def effort() -> list[str]:
+        said = f"quoted: {SECRET}"
+        failures: list[Exception] = [ToolFailure(ErrorCode.INTERNAL, said), StreamBroken(said), ValueError(said)]
+        told = []
+        for failure in failures:
+            noted = _Effort()
+            await noted.note(failure, 1.0)
+            told.append(noted.why)
+        return told
+
+    with showing(Redactors(known), [STEP]):
+        error = (await restored()).error
+        assert error is not None
+        assert error.message == "quoted: [redacted:PW]"
+        assert await effort() == [error.message, f"a stream of the sandbox broke: {error.message}", "ValueError"]
+        assert await shown_here(ValueError(SECRET)) == "[redacted:PW]"
+        known.is_away = True
+        assert await effort() == [UNTOLD] * 3
+        assert await shown_here(ValueError(SECRET)) == UNTOLD
