@@ -14,6 +14,7 @@ from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.secrets import why_no_secret_variable
 from sandhold.contracts.sessions import SessionRecord
 from sandhold.contracts.steps import SandboxRef
+from sandhold.security.process_secrets import register_secret_in_use
 from sandhold.settings import Settings
 from sandhold.vault.records import PROVIDERS, SessionValues
 
@@ -29,7 +30,7 @@ Lookup = Callable[[str], Awaitable[SessionRecord | None]]
 
 
 class SessionSecrets:
-    """Reads them from the vault, at most ten seconds late. Nothing of them is ever part of a message."""
+    """Reads them from the vault, at most ten seconds late. Nothing of them is ever part of a message, nor of a log."""
 
     def __init__(self, settings: Settings, connections: Connections, lookup: Lookup) -> None:
         self._settings = settings
@@ -50,6 +51,7 @@ class SessionSecrets:
             for provider in PROVIDERS:
                 if (record := await self._connections.cache.connection(owner, provider)) is not None:
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
+                    register_secret_in_use(f"{provider}-connection", record.secret.get_secret_value())
         values = await self._values(session_id, fresh=fresh)
         known.update({name: value.get_secret_value() for name, value in values.usable.items()})
         ages = Counter[str]()
@@ -84,7 +86,10 @@ class SessionSecrets:
         """What the user has set for the session, and had."""
         if self._connections.cache is None or (run_id := await self._run_of(session_id)) is None:
             return SessionValues({}, ())
-        return await self._connections.cache.secret_values(session_id, run_id, fresh=fresh)
+        found = await self._connections.cache.secret_values(session_id, run_id, fresh=fresh)
+        for name, value in (*found.usable.items(), *found.retired):
+            register_secret_in_use(name, value.get_secret_value())
+        return found
 
     async def _run_of(self, session_id: str) -> str | None:
         """The first run of the session, which its secrets belong to; None when Temporal knows no such session."""

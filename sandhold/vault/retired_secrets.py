@@ -66,7 +66,7 @@ class RetiredSecrets:
         except SecurityError as error:
             logger.warning(
                 "a secret that does not open is replaced; output that shows it is not redacted",
-                extra={"session": session_id, "name": name, "error": type(error).__name__},
+                extra={"session": session_id, "secret": name, "error": type(error).__name__},
             )
             return Retiring(was)
         if value == new or not is_searchable(value):
