@@ -71,7 +71,7 @@ class RetiredSecrets:
             return Retiring(was)
         if value == new or not is_searchable(value):
             return Retiring(was)
-        row = {"id": uuid.uuid4().hex, "session_id": session_id, "run_id": run_id, "name": name}
+        row: dict[str, Any] = {"id": uuid.uuid4().hex, "session_id": session_id, "run_id": run_id, "name": name}
         row["sealed"] = await self._parts.envelope.seal(value, place_of_retired_secret(row))
         in_its_place = [str(each["id"]) for each in earlier if await self._is_needless(each, value)]
         return Retiring(was, row, in_its_place)

@@ -17,6 +17,7 @@ from sandhold.contracts.policy import Policy
 from sandhold.contracts.sessions import SessionRecord, SessionStart
 from sandhold.contracts.steps import SandboxRef
 from sandhold.security import open_key_ring
+from sandhold.security.process_secrets import redact_for_log
 from sandhold.settings import Settings
 from sandhold.vault import Vault, open_vault
 from tests.stack import KEY_RING
@@ -97,6 +98,15 @@ async def test_what_another_process_set_a_moment_ago_is_known_to_who_asks_anew(
         await elsewhere.close()
     assert "TOKEN" not in await secrets.of("mine", "ada")
     assert (await secrets.of("mine", "ada", fresh=True))["TOKEN"] == "set elsewhere"
+
+
+async def test_logs_show_no_secret_that_a_command_gets_or_may_print(secrets: SessionSecrets, vault: Vault) -> None:
+    for value in ("logged-first-a71", "logged-second-b82"):
+        await vault.set_secret("mine", "run-of-mine", "LOGGED", SecretStr(value))
+    await secrets.environment(REF, ["LOGGED"])
+    line = redact_for_log("failed with logged-second-b82, before with logged-first-a71")
+    assert not {"logged-first-a71", "logged-second-b82"} & set(line.split())
+    assert line.count("[redacted:LOGGED") == 2
 
 
 async def test_secrets_that_no_environment_holds_are_refused(
