@@ -6,6 +6,7 @@ from sandhold.vault.errors import (
     ConnectionMissing,
     SecretMissing,
     SecretsFull,
+    SecretsTooLarge,
     ValueRefused,
     VaultDamaged,
     VaultError,
@@ -14,7 +15,7 @@ from sandhold.vault.errors import (
     VaultRefused,
     VaultUnavailable,
 )
-from sandhold.vault.records import ConnectionRecord, ConnectionRow, Provider, SecretRow, SecretsOfSession
+from sandhold.vault.records import ConnectionRecord, ConnectionRow, Provider, SecretRow, SecretsOfSession, SessionValues
 from sandhold.vault.vault import Vault, open_vault
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "SecretRow",
     "SecretsFull",
     "SecretsOfSession",
+    "SecretsTooLarge",
+    "SessionValues",
     "ValueRefused",
     "Vault",
     "VaultCache",

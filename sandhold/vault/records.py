@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -21,6 +22,12 @@ PROVIDERS: tuple[Provider, ...] = ("daytona", "github")
 SECRET_BYTES = 64 * 1024
 """The most that a secret may be long, in UTF-8."""
 SECRETS_PER_SESSION = 100
+SECRETS_BYTES_PER_SESSION = 256 * 1024
+"""The most that a session's secrets may weigh together: to search for them takes ten to twenty times as many bytes."""
+RETIRED_PER_SESSION = 100
+RETIRED_BYTES_PER_SESSION = SECRETS_BYTES_PER_SESSION + SECRET_BYTES
+"""Values that were replaced or removed are kept while a session's secrets and they weigh no more than this together:
+the latest one always fits."""
 _HINT_FROM = 16
 _HINT_LENGTH = 4
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
@@ -85,8 +92,19 @@ class SecretsOfSession:
 
     session_id: str
     run_id: str
-    names: int
+    values: int
+    """How many, those that were replaced or removed among them."""
     updated_at: datetime
+
+
+@dataclass(frozen=True)
+class SessionValues:
+    """The values of a session's secrets."""
+
+    usable: Mapping[str, SecretStr]
+    """Those that are set, by name."""
+    retired: Sequence[tuple[str, SecretStr]]
+    """Name and value of those that were replaced or removed, the latest first: only for redaction."""
 
 
 def valid_connection(owner: str, provider: str, api_url: str | None, organization: str | None) -> None:

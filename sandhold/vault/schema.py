@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime, Dialect, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import JSON, Column, DateTime, Dialect, Index, Integer, LargeBinary, MetaData, String, Table
 from sqlalchemy import UniqueConstraint as Unique
 from sqlalchemy.types import TypeDecorator
 
 from sandhold.security import Place
 
-HEAD = "0001"
+HEAD = "0002"
 """The version of the schema that this build works with: the newest migration."""
 VERSION_TABLE = "vault_version"
 
@@ -60,6 +60,11 @@ def place_of_secret(row: Row) -> Place:
     return Place("session secret", row["session_id"], row["run_id"], row["name"])
 
 
+def place_of_retired_secret(row: Row) -> Place:
+    """Another place than the secret's own: a value that was replaced cannot be put back as the one in use."""
+    return Place("retired session secret", row["session_id"], row["run_id"], f"{row['name']}/{row['id']}")
+
+
 connections = Table(
     "connections",
     metadata,
@@ -92,6 +97,19 @@ secrets = Table(
     Column("updated_at", Moment, nullable=False),
     Unique("session_id", "run_id", "name"),
 )
+
+retired_secrets = Table(
+    "retired_secrets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("session_id", String(63), nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("sealed", LargeBinary, nullable=False, info={"place": place_of_retired_secret}),
+    Column("retired_at", Moment, nullable=False),
+    Index("ix_retired_secrets_session_id_run_id", "session_id", "run_id"),
+)
+"""Values that were replaced or removed: what runs may still print them, so they are known until the clean-up."""
 
 claims = Table(
     "claims",

@@ -10,16 +10,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activities.redactors import KEPT_BYTES
+from sandhold.security.known_values import JoinedValues, KnownValues
 from sandhold.security.redaction import Redactor
 from sandhold.security.secret_forms import forms_of
 from sandhold.security.token_shapes import LONGEST_SHAPE
-from tests.security.redaction_cases import TOKENS, in_parts, joined, redactions, shown
+from sandhold.vault.records import (
+    RETIRED_BYTES_PER_SESSION,
+    RETIRED_PER_SESSION,
+    SECRET_BYTES,
+    SECRETS_PER_SESSION,
+)
+from tests.process_memory import memory_now
+from tests.security.redaction_cases import TOKENS, chains, in_parts, joined, redactions, shown
 
 EXAMPLES = int(os.environ.get("SANDHOLD_TEST_EXAMPLES", "100"))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions(), data=st.data())
+@given(case=redactions() | chains(), data=st.data())
 def test_any_cutting_of_a_stream_gives_the_same_pieces(case: tuple[Redactor, dict, bytes], data: st.DataObject) -> None:
     redactor, _, text = case
     whole = redactor.pieces(text)
@@ -29,7 +38,7 @@ def test_any_cutting_of_a_stream_gives_the_same_pieces(case: tuple[Redactor, dic
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions())
+@given(case=redactions() | chains())
 def test_the_pieces_stand_for_all_bytes_and_no_occurrence_of_a_secret_is_shown(
     case: tuple[Redactor, dict, bytes],
 ) -> None:
@@ -54,7 +63,7 @@ def test_the_pieces_stand_for_all_bytes_and_no_occurrence_of_a_secret_is_shown(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions(), data=st.data())
+@given(case=redactions() | chains(), data=st.data())
 def test_reading_that_begins_anywhere_outside_of_matches_finds_the_same_ones(
     case: tuple[Redactor, dict, bytes], data: st.DataObject
 ) -> None:
@@ -69,7 +78,7 @@ def test_reading_that_begins_anywhere_outside_of_matches_finds_the_same_ones(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions(), data=st.data())
+@given(case=redactions() | chains(), data=st.data())
 def test_a_window_shows_no_part_of_a_value_that_is_cut_at_its_edges(
     case: tuple[Redactor, dict, bytes], data: st.DataObject
 ) -> None:
@@ -96,7 +105,7 @@ def test_a_window_shows_no_part_of_a_value_that_is_cut_at_its_edges(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions())
+@given(case=redactions() | chains())
 def test_what_is_held_back_is_bounded(case: tuple[Redactor, dict, bytes]) -> None:
     redactor, _, text = case
     stream = redactor.stream()
@@ -172,6 +181,24 @@ def test_a_chain_of_overlapping_secrets_is_cut_where_it_becomes_too_long() -> No
     assert joined(in_parts(redactor, text, list(range(0, len(text), 777)))) == pieces
 
 
+@pytest.mark.parametrize("size", [8, 300, 3000])
+def test_the_last_secrets_of_a_chain_are_hidden_as_a_whole(size: int) -> None:
+    """Each begins with the end of the one before, and the chain is longer than a match may be."""
+    rng = random.Random(size)
+    links = [rng.randbytes(3).hex() for _ in range(8)]
+    middles = [rng.randbytes(size).hex() for _ in links]
+    values = [links[n] + middles[n] + links[(n + 1) % len(links)] for n in range(len(links))]
+    redactor = Redactor({f"S{n}": value for n, value in enumerate(values)})
+    chain = "".join(links[n] + middles[n] for n in range(len(links)))
+    text = f"<{chain * (4 * redactor.longest // len(chain) + 1)}{links[0]}>".encode()
+    pieces = redactor.pieces(text)
+    assert [piece.data for piece in pieces if piece.name is None] == [b"<", b">"]
+    assert len(pieces) > 3, "or there was no chain that is too long"
+    assert all(piece.size <= redactor.longest for piece in pieces)
+    assert in_parts(redactor, text, list(range(0, len(text), 997))) == pieces
+    assert redactor.pieces(text[1 + pieces[1].size :]) == pieces[2:]
+
+
 def test_thousands_of_secrets_are_searched_at_once() -> None:
     rng = random.Random(5)
     secrets = {f"S{number}": rng.randbytes(20).hex() for number in range(3000)}
@@ -223,6 +250,48 @@ def test_a_value_that_is_longer_than_a_search_may_be_is_found_in_parts() -> None
     assert shown_text.startswith("<[redacted:BIG]")
     assert shown_text.endswith("[redacted:BIG]>")
     assert len(shown_text) < 200
+
+
+def test_as_many_secrets_as_a_session_may_have_are_searched_within_bounds() -> None:
+    """Of the size that has the most forms for its bytes, those that were replaced among them."""
+    rng = random.Random(9)
+    number = SECRETS_PER_SESSION + RETIRED_PER_SESSION
+    sizes = [RETIRED_BYTES_PER_SESSION // number // 2 - 1, RETIRED_BYTES_PER_SESSION // number // 2 * 3]
+    sizes = [min(each, 1024) for each in sizes] * (number // 2)
+    sizes[-1] += min(RETIRED_BYTES_PER_SESSION - sum(sizes), SECRET_BYTES)
+    secrets = {f"S{n}": rng.randbytes(size // 2 + 1).hex()[:size] for n, size in enumerate(sizes)}
+    assert 0.75 * RETIRED_BYTES_PER_SESSION < sum(map(len, secrets.values())) <= RETIRED_BYTES_PER_SESSION
+    pid = os.getpid()
+    before = memory_now(pid)
+    redactor = Redactor(secrets)
+    text = "".join(f"<{value}>" for value in secrets.values())
+    shown_text = redactor.redact_text(text)
+    grown = memory_now(pid) - before
+    assert shown_text.startswith("<[redacted:S0]><[redacted:S1]>")
+    assert not any(value[:16] in shown_text for value in secrets.values())
+    assert redactor.pattern_bytes < KEPT_BYTES
+    assert grown < 256 * 1024 * 1024
+
+
+def test_a_set_of_secrets_is_searched_for_as_the_same_in_several_sets() -> None:
+    secrets: dict[str, str | bytes] = {
+        "A": "abcdef",
+        "B": "efabcd",
+        "C": "abcdefghij",
+        "D": "ij-" + "klm" * 3,
+        "E": "x",
+    }
+    sets = [{name: secrets[name]} for name in secrets]
+    joined_up = Redactor(JoinedValues([KnownValues(each) for each in sets]))
+    together = Redactor(secrets)
+    text = b"abcdef" * 90 + b" abcdefghij-" + b"klm" * 3 + b" x abcdefgh ij-klmkl"
+    assert joined_up.longest == together.longest
+    for begins in (True, False):
+        for end in range(0, len(text), 7):
+            told = together.pieces(text[end // 2 : end], begins=begins, ends=False)
+            assert joined_up.pieces(text[end // 2 : end], begins=begins, ends=False) == told
+    assert joined(in_parts(joined_up, text, list(range(len(text))))) == joined(together.pieces(text))
+    assert Redactor(JoinedValues([])).redact(b"abcdef") == b"abcdef"
 
 
 def test_without_secrets_a_match_is_no_longer_than_the_longest_shape() -> None:

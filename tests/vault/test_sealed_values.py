@@ -96,7 +96,7 @@ def test_every_column_of_bytes_is_known_to_rotation() -> None:
         for column in table.columns
         if isinstance(column.type, LargeBinary)
     }
-    assert columns == set(SEALED_COLUMNS) == {"connections.sealed", "secrets.sealed"}
+    assert columns == set(SEALED_COLUMNS) == {"connections.sealed", "retired_secrets.sealed", "secrets.sealed"}
 
 
 def test_a_new_column_of_bytes_cannot_be_forgotten() -> None:
