@@ -20,9 +20,9 @@ from sandhold.connections.daytona_key import KeyRefused
 from sandhold.connections.replacement import SandboxesUntold, SeesOtherSandboxes
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import SESSION_LABEL
-from sandhold.vault import ConnectionRow
+from sandhold.vault import ConnectionRow, Vault, open_vault
 from tests.local_daytona_server import LocalDaytona, running_local_daytona
-from tests.stack import Stack, query_of, running_stack
+from tests.stack import RING, Stack, query_of, running_stack
 from tests.workflows.waiting import eventually
 
 _numbers = itertools.count(1)
@@ -43,12 +43,14 @@ def owner() -> str:
     return f"owner-{next(_numbers)}"
 
 
-async def connect(stack: Stack, owner: str, server: LocalDaytona, key: str | None = None) -> ConnectionRow:
+async def connect(
+    stack: Stack, owner: str, server: LocalDaytona, key: str | None = None, vault: Vault | None = None
+) -> ConnectionRow:
     async def temporal() -> Client:
         return stack.temporal
 
     connected = await connect_daytona(
-        temporal, stack.vault, owner, SecretStr(key or server.api_key), api_url=server.url
+        temporal, vault or stack.vault, owner, SecretStr(key or server.api_key), api_url=server.url
     )
     return connected.row
 
@@ -241,7 +243,13 @@ async def test_a_key_that_stops_working_is_told_marked_and_replaced_while_the_se
         refused = await session.call("daytona_create_sandbox", {"sandbox_id": "other"})
         assert refused.error is not None
         assert refused.error.code is ErrorCode.CONNECTION_REQUIRED
-        replaced = await connect(stack, owner, server)
+        # By another process: the workers hear of it only because the old key, which they still have in their cache, is
+        # refused once more.
+        elsewhere = await open_vault(stack.settings, RING)
+        try:
+            replaced = await connect(stack, owner, server, vault=elsewhere)
+        finally:
+            await elsewhere.close()
         assert replaced.version == marked.version + 1
         assert (await session.exec("box", "cat file")).stdout == "kept\n"
         await eventually(
