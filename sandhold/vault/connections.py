@@ -39,7 +39,7 @@ class StoredConnections:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._use_noted: dict[tuple[str, str], float] = {}
+        self._use_noted: dict[tuple[str, str], tuple[int | None, float]] = {}
         self._failure_noted: dict[tuple[str, str], tuple[tuple[int, str], float]] = {}
 
     async def connection(self, owner: str, provider: Provider) -> ConnectionRecord | None:
@@ -128,18 +128,21 @@ class StoredConnections:
                 raise ConnectionChanged(owner, provider)
         self._parts.changed(connections.name, owner)
 
-    async def note_use(self, owner: str, provider: Provider) -> None:
+    async def note_use(self, owner: str, provider: Provider, version: int | None = None) -> None:
         """Note that the connection is used. Costs a write once a minute, however many processes use it.
+
+        The first use of another `version` is noted at once: whoever replaced it has left none.
 
         Bookkeeping: where the database does not take it the use is logged, and noted another time.
         """
         key, moment = (owner, provider), time.monotonic()
-        if moment < self._use_noted.get(key, -USE_NOTED_EVERY.total_seconds()) + USE_NOTED_EVERY.total_seconds():
+        noted = self._use_noted.get(key)
+        if noted is not None and noted[0] == version and moment < noted[1] + USE_NOTED_EVERY.total_seconds():
             return
         if len(self._use_noted) >= _MANY:
             self._use_noted.clear()
         # Before the write, so that of a hundred calls at once one makes it.
-        self._use_noted[key] = moment
+        self._use_noted[key] = (version, moment)
         used_at = now()
         long_ago = or_(connections.c.last_used_at.is_(None), connections.c.last_used_at <= used_at - USE_NOTED_EVERY)
         try:
