@@ -56,6 +56,12 @@ CONVERTER = data_converter(RING)
 """What the processes of a deployment with this ring convert with."""
 ABSENCE_CONFIRM_S = 0.2
 CREATE_SETTLE_S = 0.5
+# A deletion waits until the queues before it are acknowledged, which is every ten seconds or more otherwise.
+_FORGETS_SOON = [
+    argument
+    for queue in ("transfer", "visibility", "timer")
+    for argument in ("--dynamic-config-value", f'history.{queue}ProcessorUpdateAckInterval="500ms"')
+]
 _numbers = itertools.count(1)
 
 
@@ -66,7 +72,7 @@ async def running_temporal() -> AsyncIterator[WorkflowEnvironment]:
         data_converter=CONVERTER,
         dev_server_existing_path=str(temporal_program()),
         dev_server_log_level="error",
-        dev_server_extra_args=list(dev_server_tuning()),
+        dev_server_extra_args=[*dev_server_tuning(), *_FORGETS_SOON],
     )
     try:
         yield environment
@@ -150,6 +156,7 @@ async def running_stack(
     storage_url: str | None = None,
     workers: bool = True,
     keyring: str = KEY_RING,
+    keyring_provider: str | None = None,
     is_connected: bool = True,
 ) -> AsyncIterator[Stack]:
     """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given.
@@ -161,7 +168,8 @@ async def running_stack(
         temporal_address=temporal.service_client.config.target_host,
         task_queue=task_queue,
         storage_url=storage_url,
-        keyring=SecretStr(keyring),
+        keyring=SecretStr(keyring) if keyring_provider is None else None,
+        keyring_provider=keyring_provider,
         daytona_api_url=daytona.url if is_connected else None,
         daytona_api_key=SecretStr(daytona.api_key) if is_connected else None,
         absence_confirm_s=ABSENCE_CONFIRM_S,
