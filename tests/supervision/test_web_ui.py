@@ -87,13 +87,13 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
 
 
 class Received:
-    """Everything that a page gets, whoever sends it. What is still on its way, like an answer of a long poll, is not in it."""
+    """Everything that a page gets, whoever sends it; without what is still on its way, like the answer of a long poll."""
 
     def __init__(self, page: Page) -> None:
         self._bodies: list[asyncio.Task[bytes]] = []
         self._answered: set[tuple[str, int]] = set()
         self.lost: list[str] = []
-        """Whose bodies the browser no longer had when they were asked for: it forgets those of a page that it leaves."""
+        """Whose bodies came too late: a browser forgets those of a page that it leaves."""
         page.on("requestfinished", self._keep)
 
     def _keep(self, request: Request) -> None:
