@@ -87,7 +87,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
 
 
 class Received:
-    """Everything that a page gets, whoever sends it; without what is still on its way, like the answer of a long poll."""
+    """Everything that a page gets, whoever sends it, less what is still on its way, like a long poll."""
 
     def __init__(self, page: Page) -> None:
         self._bodies: list[asyncio.Task[bytes]] = []
