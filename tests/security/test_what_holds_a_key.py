@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import (
+    DeleteWorkflowExecutionRequest,
+    GetWorkflowExecutionHistoryRequest,
+    ResetWorkflowExecutionRequest,
+)
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -235,10 +239,14 @@ async def test_a_run_that_was_reset_holds_the_keys_of_the_run_before_it_also_onc
     )
     assert reset.run_id != base.run_id
 
+    await service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(namespace=namespace, workflow_execution=base)
+    )
+
     async def base_is_there() -> bool:
-        request = DeleteWorkflowExecutionRequest(namespace=namespace, workflow_execution=base)
+        request = GetWorkflowExecutionHistoryRequest(namespace=namespace, execution=base, maximum_page_size=1)
         try:
-            await service.delete_workflow_execution(request)
+            await service.get_workflow_execution_history(request)
         except RPCError as error:
             return error.status is not RPCStatusCode.NOT_FOUND
         return True
