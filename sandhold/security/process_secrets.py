@@ -47,7 +47,7 @@ class SecretRegistry:
             if self._redactor is None:
                 self._redactor = Redactor(_by_name(self._secrets))
             redactor = self._redactor
-        return redactor.redact_text(without_input(text))
+        return redactor.redact_excerpt(without_input(text))
 
 
 def _by_name(secrets: Iterable[tuple[str, str]]) -> dict[str, str]:
