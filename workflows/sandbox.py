@@ -288,6 +288,7 @@ class Sandbox:
         else:
             await self._main_await(self._delete())
         self._calls.finish_all(self._last_outcome)
+        await self._main_until(self._calls.clones_finished)
         await self._main_until(workflow.all_handlers_finished)
         await close_run()
         self._tell_operators()
