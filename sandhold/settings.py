@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sandhold.contracts.names import DEFAULT_TASK_QUEUE
@@ -14,6 +15,7 @@ from sandhold.contracts.storage_url import check_storage_url
 
 STACK_FILE = "stack.json"
 DEFAULT_TEMPORAL_ADDRESS = "127.0.0.1:7233"
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class SettingsError(ValueError):
@@ -64,6 +66,9 @@ class Settings(BaseSettings):
     keyring: Annotated[SecretStr | None, Optional] = None
     """The key ring: the path of its file, or the document itself, which begins with a brace; by default the file
     `keyring.json` in the data folder."""
+    keyring_provider: Annotated[str | None, Optional] = None
+    """Instead of `keyring`: what makes a key ring over a key management service, `module:factory`. The factory is given
+    the settings and returns a `KeyRing` (`sandhold/security/key_ring.py`)."""
     read_plain_histories: Annotated[bool, BlankIsNo] = False
     """Whether payloads of Temporal that are not encrypted are read, which whoever reaches Temporal could have made:
     for the time in which histories from before encryption are still open."""
@@ -113,6 +118,16 @@ class Settings(BaseSettings):
             check_storage_url(value)
         return value
 
+    @field_validator("keyring_provider")
+    @classmethod
+    def _names_a_factory(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is not None:
+            if _FACTORY.fullmatch(value) is None:
+                raise ValueError("must be module:factory")
+            if others.data.get("keyring") is not None:
+                raise ValueError("there is one key ring: set this or SANDHOLD_KEYRING, not both")
+        return value
+
     @field_validator("log_level")
     @classmethod
     def _known_level(cls, value: str) -> str:
@@ -157,7 +172,7 @@ class Settings(BaseSettings):
 
     @property
     def key_ring_file(self) -> Path:
-        """Where the file of the key ring is."""
+        """Where the file of the key ring is, unless a provider makes another one."""
         if self.keyring is not None and self.key_ring_document is None:
             return Path(self.keyring.get_secret_value()).expanduser()
         return self.data_dir.absolute() / "keyring.json"

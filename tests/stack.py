@@ -150,6 +150,7 @@ async def running_stack(
     storage_url: str | None = None,
     workers: bool = True,
     keyring: str = KEY_RING,
+    keyring_provider: str | None = None,
     is_connected: bool = True,
 ) -> AsyncIterator[Stack]:
     """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given.
@@ -161,7 +162,8 @@ async def running_stack(
         temporal_address=temporal.service_client.config.target_host,
         task_queue=task_queue,
         storage_url=storage_url,
-        keyring=SecretStr(keyring),
+        keyring=SecretStr(keyring) if keyring_provider is None else None,
+        keyring_provider=keyring_provider,
         daytona_api_url=daytona.url if is_connected else None,
         daytona_api_key=SecretStr(daytona.api_key) if is_connected else None,
         absence_confirm_s=ABSENCE_CONFIRM_S,
