@@ -37,6 +37,7 @@ from activities.connection_marks import ConnectionMarks
 from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
+from activities.github_faults import GitHubFaults
 from activities.interruptions import InterruptionActivities
 from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
@@ -52,6 +53,7 @@ from activities.statuses import StatusActivities
 from activities.storage_faults import StorageFaults
 from activities.workspace import WorkspaceActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
+from sandhold.github import GitHub
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging, register_settings
 from sandhold.replay_order import ReplayableRunner
@@ -100,7 +102,7 @@ class Activities:
 
 
 def activities_of(
-    client: Client, settings: Settings, access: ProviderAccess, vault: Vault, ring: KeyRing
+    client: Client, settings: Settings, access: ProviderAccess, vault: Vault, ring: KeyRing, github: GitHub
 ) -> Activities:
     """Every activity, with what it needs."""
     all_storage = SessionStorage.open(settings.storage_location, ring)
@@ -145,7 +147,7 @@ def activities_of(
             filling.push_files,
         ],
         around=[RedactedFailures(redactors), RedactedErrors(redactors)],
-        within=[ConnectionMarks(access.pool)],
+        within=[ConnectionMarks(access.pool), GitHubFaults()],
     )
 
 
@@ -275,10 +277,12 @@ async def serve(settings: Settings) -> None:
         pool = ProviderPool(settings, vault)
         resources.push_async_callback(pool.close)
         access = ProviderAccess(pool, settings, deployment)
+        github = GitHub(settings, vault)
+        resources.push_async_callback(github.close)
         calls, followers = build_workers(
             client,
             settings.task_queue,
-            activities=activities_of(client, settings, access, vault, ring),
+            activities=activities_of(client, settings, access, vault, ring, github),
             build_id=settings.build_id,
             identity=identity,
         )

@@ -103,7 +103,7 @@ class _Marking(ActivityInboundInterceptor):
             elif use.served:
                 if connection.has_failed:
                     await vault.clear_failure(connection.owner, DAYTONA, connection.version)
-                await vault.note_use(connection.owner, DAYTONA)
+                await vault.note_use(connection.owner, DAYTONA, connection.version)
         except (VaultError, SecurityError) as error:
             log.warning("the use of a connection was not noted", owner=connection.owner, reason=str(error))
 

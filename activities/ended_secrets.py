@@ -39,7 +39,7 @@ class EndedSecrets:
                 after = (each.session_id, each.run_id)
                 if not await self._is_due(each, is_ours):
                     continue
-                removed += each.names if dry_run else await self._vault.delete_secrets(each.session_id, each.run_id)
+                removed += each.values if dry_run else await self._vault.delete_secrets(each.session_id, each.run_id)
         return removed
 
     async def _is_due(self, of: SecretsOfSession, is_ours: bool) -> bool:

@@ -16,6 +16,8 @@ from sandhold.storage import OutputWindow
 
 _KEPT = 64
 """Redactors that are kept: one takes some time to make, and commands come one after the other."""
+KEPT_BYTES = 8 * 1024 * 1024
+"""Of patterns, in all redactors that are kept but the latest: in memory they take some thirty times as much."""
 _OVERWRITING = (b"\x1b", b"\r")
 
 
@@ -57,9 +59,14 @@ class Redactors:
                     self._made[known] = await asyncio.to_thread(Redactor, dict(known))
         redactor = self._made[known]
         self._made.move_to_end(known)
-        while len(self._made) > _KEPT:
-            self._made.popitem(last=False)
+        self._forget_the_oldest()
         return redactor
+
+    def _forget_the_oldest(self) -> None:
+        weight = sum(each.pattern_bytes for each in self._made.values())
+        while len(self._made) > 1 and (len(self._made) > _KEPT or weight > KEPT_BYTES):
+            _, forgotten = self._made.popitem(last=False)
+            weight -= forgotten.pattern_bytes
 
 
 def redacted(report: CallReport, redactor: Redactor) -> CallReport:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
-from pydantic import SecretStr
 from temporalio.exceptions import ApplicationError
 
 from activities.connections import Connections
@@ -15,16 +16,17 @@ from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.secrets import why_no_secret_variable
 from sandhold.contracts.sessions import SessionRecord
 from sandhold.contracts.steps import SandboxRef
+from sandhold.github import USERNAME, is_installation
 from sandhold.settings import Settings
-from sandhold.vault.records import PROVIDERS
+from sandhold.vault.records import PROVIDERS, SessionValues
 
 ENVIRONMENT_BYTES = 512 * 1024
 """The most that all secrets of a command may weigh: Linux gives a program 2 MiB for its arguments and environment."""
 RUN_KEPT_S = 600.0
 """How long it is taken for granted which session an id means: Temporal does not forget one for longer than that."""
+SHOWN_FOR_GIT = "GIT_TOKEN"  # noqa: S105 - a name
+"""Shown in the place of a token that was minted for git."""
 _RUNS_KEPT = 10_000
-_SESSIONS_KEPT = 1000
-_VALUES_KEPT = 5
 _OF_THE_PROCESS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 Lookup = Callable[[str], Awaitable[SessionRecord | None]]
@@ -39,7 +41,6 @@ class SessionSecrets:
         self._connections = connections
         self._lookup = lookup
         self._runs: OrderedDict[str, tuple[float, str]] = OrderedDict()
-        self._seen: OrderedDict[str, dict[str, list[str]]] = OrderedDict()
 
     async def of(self, session_id: str, owner: str, *, fresh: bool = False) -> Mapping[str, str]:
         """Every secret that output of this session must not show, by the name that is shown in its place.
@@ -52,12 +53,24 @@ class SessionSecrets:
             known["SANDHOLD_DAYTONA_API_KEY"] = self._settings.daytona_api_key.get_secret_value()
         if self._connections.cache is not None:
             for provider in PROVIDERS:
-                if (record := await self._connections.cache.connection(owner, provider)) is not None:
+                record = await self._connections.cache.connection(owner, provider)
+                if record is not None and not is_installation(record.secret):
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
-        await self._set_ones(session_id, fresh=fresh)
-        for name, values in self._seen.get(session_id, {}).items():
-            # A command that runs on may still print what has been replaced since.
-            known.update({f"{name}-before-{age}" if age else name: value for age, value in enumerate(values)})
+        values = await self._values(session_id, fresh=fresh)
+        known.update({name: value.get_secret_value() for name, value in values.usable.items()})
+        ages = Counter[str]()
+        # A command that runs on may still print what has been replaced since.
+        for name, secret in values.retired:
+            value = secret.get_secret_value()
+            if known.get(name) != value:
+                ages[name] += 1
+                known[f"{name}-before-{ages[name]}"] = value
+        names = _free_names(SHOWN_FOR_GIT, known)
+        for token in await self._git_tokens(session_id, fresh=fresh):
+            shown = next(names)
+            known[shown] = token
+            # As git sends it; the token's own forms leave the beginning of this.
+            known[f"{shown}-basic"] = base64.b64encode(f"{USERNAME}:{token}".encode()).decode()
         return known
 
     async def environment(self, ref: SandboxRef, names: Sequence[str]) -> dict[str, str]:
@@ -71,7 +84,7 @@ class SessionSecrets:
             if (refused := why_no_secret_variable(name)) is not None:
                 raise as_application_error(ToolError(code=ErrorCode.INVALID_ARGUMENTS, message=refused))
         # What was set or replaced a moment ago is for the next command already.
-        found = await self._set_ones(ref.session_id, fresh=True)
+        found = (await self._values(ref.session_id, fresh=True)).usable
         if missing := [name for name in names if name not in found]:
             raise _missing(ref.session_id, missing)
         chosen = {name: found[name].get_secret_value() for name in names}
@@ -79,28 +92,20 @@ class SessionSecrets:
             raise _too_large()
         return chosen
 
-    async def _set_ones(self, session_id: str, *, fresh: bool = False) -> Mapping[str, SecretStr]:
-        """What the user has set for the session."""
-        if self._connections.cache is None or (run_id := await self._run_of(session_id)) is None:
-            return {}
-        found = await self._connections.cache.secrets(session_id, run_id, fresh=fresh)
-        if found or session_id in self._seen:
-            self._note(session_id, found)
-        return found
+    async def _values(self, session_id: str, *, fresh: bool = False) -> SessionValues:
+        """What the user has set for the session, and had."""
+        if self._connections.cache is None or (run_id := await self.run_of(session_id)) is None:
+            return SessionValues({}, ())
+        return await self._connections.cache.secret_values(session_id, run_id, fresh=fresh)
 
-    def _note(self, session_id: str, found: Mapping[str, SecretStr]) -> None:
-        """Remember the values, the latest first, for as long as this process lives and others do not need the room."""
-        seen = self._seen.setdefault(session_id, {})
-        self._seen.move_to_end(session_id)
-        for name, secret in found.items():
-            value = secret.get_secret_value()
-            earlier = seen.get(name, [])
-            if not earlier or earlier[0] != value:
-                seen[name] = [value, *(each for each in earlier if each != value)][:_VALUES_KEPT]
-        while len(self._seen) > _SESSIONS_KEPT:
-            self._seen.popitem(last=False)
+    async def _git_tokens(self, session_id: str, *, fresh: bool = False) -> list[str]:
+        """The tokens that git in the session's sandboxes has."""
+        if self._connections.cache is None or (run_id := await self.run_of(session_id)) is None:
+            return []
+        found = await self._connections.cache.git_tokens(session_id, run_id, fresh=fresh)
+        return [each.token.get_secret_value() for each in found]
 
-    async def _run_of(self, session_id: str) -> str | None:
+    async def run_of(self, session_id: str) -> str | None:
         """The first run of the session, which its secrets belong to; None when Temporal knows no such session."""
         now = time.monotonic()
         known = self._runs.get(session_id)
@@ -114,6 +119,14 @@ class SessionSecrets:
         while len(self._runs) > _RUNS_KEPT:
             self._runs.popitem(last=False)
         return record.run_id
+
+
+def _free_names(name: str, taken: Mapping[str, str]) -> Iterator[str]:
+    """The name, and then others like it, but none that is taken: users may call their secrets the same."""
+    for number in itertools.count(1):
+        free = name if number == 1 else f"{name}-{number}"
+        if free not in taken:
+            yield free
 
 
 def _missing(session_id: str, names: Iterable[str]) -> ApplicationError:

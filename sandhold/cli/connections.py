@@ -71,7 +71,10 @@ def connections(
     owner: Annotated[str | None, typer.Option(callback=_owner, help="Only those that this owner has or uses.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the connections, with masked keys, last use and last failure; the deployment's own first."""
+    """List the connections, with masked keys, last use and last failure.
+
+    First the deployment's own, as far as the settings of this machine tell of it: the workers may have another.
+    """
 
     async def work() -> int:
         settings = Settings.load()
@@ -181,7 +184,7 @@ def _table(shown: list[dict[str, Any]]) -> Table:
     for row in shown:
         failure = "-" if row["last_failure"] is None else f"{row['last_failure']} at {_moment(row['last_failure_at'])}"
         cells = [
-            row["owner"] or "(deployment)",
+            row["owner"] or "(set here)",
             row["provider"],
             row["key"] or "-",
             _moment(row["last_used_at"]),

@@ -17,7 +17,7 @@ from sandhold.cli.output import output
 from sandhold.cli.progress import CountProgress
 from sandhold.client import TemporalRefused
 from sandhold.schedules import renew_schedules
-from sandhold.security import removal, rotation
+from sandhold.security import KeyRing, removal, rotation
 from sandhold.security.executions import Executions
 from sandhold.security.holders import Holder, Survey
 from sandhold.security.key_document import KeyDocument
@@ -26,10 +26,8 @@ from sandhold.security.removal import Removal, Times
 from sandhold.security.renewals import Renewals, renew_sandboxes
 from sandhold.settings import Settings
 
-Ring = FileKeyRing | EnvironmentKeyRing
 
-
-async def uses_of_keys(ring: Ring, document: KeyDocument) -> dict[str, dict[str, int]]:
+async def uses_of_keys(ring: KeyRing, document: KeyDocument) -> dict[str, dict[str, int]]:
     """By key, how many values of each holder are under it, and how many executions may hold payloads under it.
 
     Executions are told by their times: for the primary key these are all since it was made.
@@ -46,7 +44,18 @@ async def uses_of_keys(ring: Ring, document: KeyDocument) -> dict[str, dict[str,
     return uses
 
 
-async def verify_all(ring: Ring, *, deep: bool) -> Verified:
+async def values_by_key(ring: KeyRing) -> dict[str, dict[str, int]]:
+    """By key of a service's, how many values of each holder are under it: the primary key first, then others."""
+    async with open_holders(Settings.load(), ring) as holders:
+        surveys = await _surveys(holders)
+    ids = sorted({key_id for survey in surveys.values() for key_id in survey.by_key})
+    return {
+        key_id: {name: survey.by_key[key_id] for name, survey in surveys.items()}
+        for key_id in dict.fromkeys([await ring.primary(), *ids])
+    }
+
+
+async def verify_all(ring: KeyRing, *, deep: bool) -> Verified:
     """Open every value, and the header of every stored object, or where `deep` all of it."""
     settings = Settings.load()
     async with open_holders(settings, ring) as holders:
@@ -56,21 +65,26 @@ async def verify_all(ring: Ring, *, deep: bool) -> Verified:
         return Verified([*reports, await verified_objects(settings, ring, deep=deep, told=progress.advance)])
 
 
-async def rotate_all(ring: Ring, *, rewrap_only: bool, new_key: bool) -> Rotated:
+async def rotate_all(ring: KeyRing, *, rewrap_only: bool, new_key: bool) -> Rotated:
     """Add a primary key, unless a rotation before has not come to its end, and bring everything under it.
 
-    Each step is safe to repeat. Everything that is needed is asked for before the ring is changed.
+    No key is added to a ring that was handed out, or whose keys are a service's. Each step is safe to repeat.
+    Everything that is needed is asked for before the ring is changed.
     """
     settings = Settings.load()
     client = await _client(settings)
     async with open_holders(settings, ring) as holders:
         surveys = await _surveys(holders)
-        document, added = ring.document(), False
+        added = False
         if isinstance(ring, FileKeyRing):
+            document = ring.document()
             if not rewrap_only:
                 document, added = await _next(ring, document, list(surveys.values()), new_key=new_key)
             began_before = await _settled(document)
         else:
+            if not isinstance(ring, EnvironmentKeyRing):
+                # Nobody tells since when the service has its primary key: it may have turned a moment ago.
+                await asyncio.sleep(rotation.SETTLES_S)
             began_before = datetime.now(UTC)
         with _asking_temporal():
             schedules = await renew_schedules(client)
@@ -80,7 +94,7 @@ async def rotate_all(ring: Ring, *, rewrap_only: bool, new_key: bool) -> Rotated
         with _asking_temporal():
             # Visibility may not have listed those that had just begun.
             renewals = _both(first, await renew_sandboxes(client, began_before))
-        return Rotated(document.primary.id, added, reports, renewals, schedules)
+        return Rotated(await ring.primary(), added, reports, renewals, schedules)
 
 
 async def _next(

@@ -12,7 +12,8 @@ from sandhold.cli.output import EXIT_FAILED, EXIT_OK, JsonFlag, output, run
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sandhold.security.key_rings import EnvironmentKeyRing, FileKeyRing
+    from sandhold.security import KeyRing
+    from sandhold.security.key_rings import FileKeyRing
 
 app = typer.Typer(help="Keep the keys under which everything is encrypted.", no_args_is_help=True, add_completion=False)
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The id of a key.")]
@@ -37,26 +38,13 @@ def list_(
     used: Annotated[bool, typer.Option("--used", help="Also tell what may need each key; asks Temporal.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the keys, also those that were removed."""
+    """List the keys, also those that were removed.
+
+    Of a service's keys (SANDHOLD_KEYRING_PROVIDER): the primary one, and with --used those that values are under.
+    """
 
     async def work() -> int:
-        ring = _ring()
-        document = ring.document()
-        uses: dict[str, dict[str, int]] = {}
-        if used:
-            from sandhold.cli.key_work import uses_of_keys
-
-            uses = await uses_of_keys(ring, document)
-        rows = [
-            {
-                "id": key.id,
-                "state": key.state,
-                "created_at": _moment(key.created_at),
-                "retired_at": _moment(key.retired_at),
-                **({"used": uses[key.id]} if used else {}),
-            }
-            for key in document.keys
-        ]
+        rows = await _rows(used=used)
         output.show_data({"keys": rows}, lambda: _table(rows))
         return EXIT_OK
 
@@ -128,6 +116,8 @@ def rotate(
 ) -> None:
     """Add a primary key and bring vault and storage under it. What was cut off is gone on with by doing it again.
 
+    Where the keys are a service's (SANDHOLD_KEYRING_PROVIDER) none is added: it turns them itself.
+
     Open sandboxes are asked to continue as new, and storage is cleaned once, unless that is paused. What else histories
     hold stays under the keys of their time.
     """
@@ -137,7 +127,7 @@ def rotate(
     async def work() -> int:
         from sandhold.cli.key_work import rotate_all
 
-        ring = _ring() if rewrap_only else _changeable("rotate")
+        ring = _ring() if rewrap_only or (_is_of_a_service() and not new_key) else _changeable("rotate")
         answer = await rotate_all(ring, rewrap_only=rewrap_only, new_key=new_key)
         output.show_data(answer.document(), answer.text)
         return EXIT_OK if answer.ok else EXIT_FAILED
@@ -180,7 +170,53 @@ def remove(
     run(work)
 
 
-def _ring() -> FileKeyRing | EnvironmentKeyRing:
+async def _rows(*, used: bool) -> list[dict[str, Any]]:
+    """What is known of each key."""
+    from sandhold.security.key_rings import EnvironmentKeyRing, FileKeyRing
+
+    ring = _ring()
+    if isinstance(ring, FileKeyRing | EnvironmentKeyRing):
+        document = ring.document()
+        uses = {}
+        if used:
+            from sandhold.cli.key_work import uses_of_keys
+
+            uses = await uses_of_keys(ring, document)
+        return [
+            {
+                "id": key.id,
+                "state": key.state,
+                "created_at": _moment(key.created_at),
+                "retired_at": _moment(key.retired_at),
+                **({"used": uses[key.id]} if used else {}),
+            }
+            for key in document.keys
+        ]
+    primary = await ring.primary()
+    counts: dict[str, dict[str, int]] = {primary: {}}
+    if used:
+        from sandhold.cli.key_work import values_by_key
+
+        counts = await values_by_key(ring)
+    return [
+        {
+            "id": key_id,
+            "state": "primary" if key_id == primary else None,
+            "created_at": None,
+            "retired_at": None,
+            **({"used": counts[key_id]} if used else {}),
+        }
+        for key_id in counts
+    ]
+
+
+def _is_of_a_service() -> bool:
+    from sandhold.settings import Settings
+
+    return Settings.load().keyring_provider is not None
+
+
+def _ring() -> KeyRing:
     from sandhold.security.key_rings import open_key_ring
     from sandhold.settings import Settings
 
@@ -194,6 +230,13 @@ def _changeable(what: str) -> FileKeyRing:
     from sandhold.settings import Settings
 
     settings = Settings.load()
+    if settings.keyring_provider is not None:
+        raise KeyRingFixed(
+            f"`keys {what}` cannot change this key ring: its keys are those of the service behind "
+            "SANDHOLD_KEYRING_PROVIDER. Make, turn and disable them there; `sandhold keys rotate` then brings values "
+            "under its primary key. Histories stay under the keys of their time: keep each until Temporal has "
+            "forgotten everything that began before another one was primary."
+        )
     if settings.key_ring_document is not None:
         raise KeyRingFixed(
             f"`keys {what}` cannot change this key ring: it is in SANDHOLD_KEYRING itself.\n" + _BY_HAND.get(what, _HOW)
@@ -229,5 +272,5 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(Column("key", min_width=widest), "state", "created", "retired", *uses, box=None)
     for row in rows:
         counts = [str(row["used"][name]) for name in uses]
-        table.add_row(row["id"], row["state"], row["created_at"], row["retired_at"] or "-", *counts)
+        table.add_row(row["id"], *(row[name] or "-" for name in ("state", "created_at", "retired_at")), *counts)
     return table

@@ -69,7 +69,10 @@ def set_(
 
 @app.command("list")
 def list_(session: SessionArgument, as_json: JsonFlag = False) -> None:
-    """List the names of a session's secrets. Nothing shows their values."""
+    """List the names of a session's secrets. Nothing shows their values.
+
+    `retired` counts values that were replaced or removed: no command gets them, and output that shows them is redacted.
+    """
 
     async def work() -> int:
         from sandhold.cli.vaults import opened_vault
@@ -79,7 +82,11 @@ def list_(session: SessionArgument, as_json: JsonFlag = False) -> None:
         run_id = await _run_of(session, settings, open_only=False)
         async with opened_vault(settings) as vault:
             rows = await vault.secret_rows(session, run_id)
-        output.show_data({"session_id": session, "secrets": [_shown(row) for row in rows]}, lambda: _table(rows))
+            retired = await vault.retired_count(session, run_id)
+        answer = {"session_id": session, "secrets": [_shown(row) for row in rows], "retired": retired}
+        output.show_data(answer, lambda: _table(rows))
+        if retired:
+            output.note(f"{retired} earlier values are kept until the session's clean-up, so that output is redacted.")
         return EXIT_OK
 
     run(work)
@@ -87,7 +94,7 @@ def list_(session: SessionArgument, as_json: JsonFlag = False) -> None:
 
 @app.command("rm")
 def rm(session: SessionArgument, name: NameArgument, as_json: JsonFlag = False) -> None:
-    """Remove a secret of a session."""
+    """Remove a secret of a session. Output that shows its value is redacted until the session's clean-up."""
 
     async def work() -> int:
         from sandhold.cli.vaults import opened_vault

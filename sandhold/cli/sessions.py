@@ -76,7 +76,7 @@ def show(session: SessionArgument, as_json: JsonFlag = False) -> None:
         from sandhold.cli.connecting import connected
 
         shown = await (await connected()).session(session).show()
-        shown = shown.model_copy(update={"capabilities": await _capabilities(shown.owner)})
+        shown = shown.model_copy(update={"capabilities": await _capabilities(shown)})
         output.show(shown, lambda: _table_of_session(shown))
         return EXIT_OK
 
@@ -107,8 +107,8 @@ def end(
     run(work)
 
 
-async def _capabilities(owner: str) -> list[Capability]:
-    """What the owner's sessions can use; that the vault cannot be read hides nothing else of a session."""
+async def _capabilities(shown: ShownSession) -> list[Capability]:
+    """What the session can use; that the vault cannot be read hides nothing else of a session."""
     if find_spec("sqlalchemy") is None:
         return _unknown("the vault is read on the server side")
     from sandhold.cli.vaults import opened_vault
@@ -116,11 +116,14 @@ async def _capabilities(owner: str) -> list[Capability]:
     from sandhold.security import SecurityError
     from sandhold.settings import Settings
     from sandhold.vault import VaultError
+    from sandhold.vault.database import open_database
 
     settings = Settings.load()
     try:
+        if not open_database(settings).is_there():
+            return _unknown("there is no vault where the settings of this machine say")
         async with opened_vault(settings) as vault:
-            return await capabilities_of(settings, vault, owner)
+            return await capabilities_of(settings, vault, shown.owner, shown.sandboxes)
     except (VaultError, SecurityError) as error:
         return _unknown(str(error))
 

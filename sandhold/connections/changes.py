@@ -9,28 +9,14 @@ from pydantic import SecretStr
 from temporalio.client import Client
 
 from sandhold.connections.daytona_key import DaytonaKey, KeyCheck
-from sandhold.connections.use import UsedSandbox, sandboxes_under
+from sandhold.connections.replacement import KeyBefore, check_sandboxes
+from sandhold.connections.use import SHOWN, UsedSandbox, sandboxes_under, shown_names
 from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.security import SecurityError
 from sandhold.vault import ConnectionMissing, ConnectionRow, Provider, Vault
-
-SAMPLE = 10
-"""How many of a connection's sandboxes a replacement key has to see."""
-_NAMED = 5
 
 Temporal = Callable[[], Awaitable[Client]]
 """Connects when it is needed: a first connection needs nothing of Temporal."""
-
-
-class SeesOtherSandboxes(ToolFailure):
-    """The new key does not see what the connection's sandboxes are; under it they would all seem gone."""
-
-    def __init__(self, owner: str, unseen: list[UsedSandbox]) -> None:
-        super().__init__(
-            ErrorCode.CONFLICT,
-            f"this key does not see sandboxes that {owner!r} has open: {_names(unseen)}; it seems to belong to "
-            "another organization or server. Nothing was changed",
-            hint="Connect a key of the same organization, or end those sandboxes first.",
-        )
 
 
 class ConnectionInUse(ToolFailure):
@@ -40,7 +26,7 @@ class ConnectionInUse(ToolFailure):
         others = " and others" if more else ""
         super().__init__(
             ErrorCode.CONFLICT,
-            f"sandboxes of {owner!r} are open under the connection to {provider}: {_names(used)}{others}",
+            f"sandboxes of {owner!r} are open under the connection to {provider}: {shown_names(used)}{others}",
             hint="End their sessions first. With --force the connection goes all the same: those sandboxes cannot be "
             "used or deleted any more until the same organization is connected again.",
         )
@@ -71,13 +57,16 @@ async def connect_daytona(
 ) -> Connected:
     """Store a key after it has proved itself: the provider takes it, and it sees the connection's open sandboxes.
 
-    Raises KeyRefused, ProviderUnreachable, SeesOtherSandboxes, TemporalUnreachable and VaultError; nothing is
-    stored then.
+    Raises KeyRefused, ProviderUnreachable, SeesOtherSandboxes, SandboxesUntold, TemporalUnreachable and VaultError;
+    nothing is stored then.
     """
     before = await _row_of(vault, owner, "daytona")
     async with KeyCheck(key, api_url) as check:
         told = await check.look()
-        seen = 0 if before is None else await _check_sandboxes(await temporal(), before, told, check)
+        seen = 0
+        if before is not None:
+            async with await _key_before(vault, before) as key_before:
+                seen = await check_sandboxes(await temporal(), before, key_before, told, check)
     row = await vault.put_connection(
         owner,
         "daytona",
@@ -88,28 +77,6 @@ async def connect_daytona(
         details=told.model_dump(mode="json", include={"name", "permissions", "expires_at"}),
     )
     return Connected(row, told, before is not None, seen)
-
-
-async def _check_sandboxes(client: Client, before: ConnectionRow, told: DaytonaKey, check: KeyCheck) -> int:
-    """How many of the connection's open sandboxes the key was seen to see. Raises SeesOtherSandboxes."""
-    is_the_same = told.organization is not None and told.organization == before.organization
-    is_another = None not in {told.organization, before.organization} and not is_the_same
-    seen = 0
-    unproved: list[UsedSandbox] = []
-    async for used in sandboxes_under(client, before.owner, before.id):
-        if used.state == "deleting":
-            continue  # it may be gone from one moment to the next
-        if is_another or (used.provider_id is not None and not await check.sees(used.provider_id)):
-            raise SeesOtherSandboxes(before.owner, [used])
-        if used.provider_id is None:
-            unproved.append(used)
-        else:
-            seen += 1
-        if seen >= SAMPLE:
-            break
-    if unproved and not seen and not is_the_same:
-        raise SeesOtherSandboxes(before.owner, unproved)
-    return seen
 
 
 async def disconnect(temporal: Temporal, vault: Vault, owner: str, provider: Provider, *, force: bool) -> Disconnected:
@@ -124,10 +91,10 @@ async def disconnect(temporal: Temporal, vault: Vault, owner: str, provider: Pro
     if provider == "daytona":
         async for each in sandboxes_under(await temporal(), owner, row.id):
             used.append(each)
-            if len(used) > _NAMED and not force:
+            if len(used) > SHOWN and not force:
                 break
     if used and not force:
-        raise ConnectionInUse(owner, provider, used[:_NAMED], more=len(used) > _NAMED)
+        raise ConnectionInUse(owner, provider, used[:SHOWN], more=len(used) > SHOWN)
     await vault.delete_connection(owner, provider, version=row.version)
     return Disconnected(owner, provider, used)
 
@@ -136,5 +103,9 @@ async def _row_of(vault: Vault, owner: str, provider: Provider) -> ConnectionRow
     return next((row for row in await vault.connection_rows(owner) if row.provider == provider), None)
 
 
-def _names(sandboxes: list[UsedSandbox]) -> str:
-    return ", ".join(each.name for each in sandboxes[:_NAMED])
+async def _key_before(vault: Vault, before: ConnectionRow) -> KeyBefore:
+    try:
+        record = await vault.connection(before.owner, before.provider)
+    except SecurityError:
+        record = None  # A key that does not open any more is one to be replaced.
+    return KeyBefore(None if record is None else record.secret, before.api_url)

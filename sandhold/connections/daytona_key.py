@@ -96,6 +96,9 @@ class KeyCheck:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def look(self) -> DaytonaKey:
@@ -121,18 +124,18 @@ class KeyCheck:
             )
         return key.model_copy(update={"organization": key.organization or organization})
 
-    async def sees(self, provider_id: str) -> bool:
-        """Whether the key sees this sandbox. Raises KeyRefused and ProviderUnreachable."""
+    async def state_of(self, provider_id: str) -> str | None:
+        """The state of this sandbox; None where the key does not find it. Raises KeyRefused and ProviderUnreachable."""
         try:
             async with asyncio.timeout(WITHIN_S):
-                await self._client.get(provider_id)
+                found = await self._client.get(provider_id)
         except DaytonaNotFoundError:
-            return False
+            return None
         except (DaytonaAuthenticationError, DaytonaAuthorizationError) as error:
             raise self._refused(error) from None
         except (DaytonaError, aiohttp.ClientError, OSError) as error:
             raise self._unreachable(error) from None
-        return True
+        return str(getattr(found.state, "value", found.state))
 
     async def _organization_of_a_sandbox(self) -> str | None:
         """The organization of any sandbox that the key sees; None when it sees none."""

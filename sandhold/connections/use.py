@@ -17,6 +17,8 @@ from sandhold.search_attributes import OWNER, PROVIDER_ID, SANDBOX, SESSION
 
 _ANSWER_WITHIN = timedelta(seconds=5)
 _ASKED_AT_ONCE = 8
+SHOWN = 5
+"""How many sandboxes a message names."""
 
 
 class UsedSandbox(Message):
@@ -33,6 +35,11 @@ class UsedSandbox(Message):
     @property
     def name(self) -> str:
         return f"{self.session_id}/{self.sandbox_id}"
+
+
+def shown_names(sandboxes: list[UsedSandbox]) -> str:
+    """The first SHOWN of them, for a message."""
+    return ", ".join(each.name for each in sandboxes[:SHOWN])
 
 
 async def sandboxes_under(client: Client, owner: str, connection_id: str) -> AsyncIterator[UsedSandbox]:

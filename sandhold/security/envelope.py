@@ -79,6 +79,11 @@ def key_id_of(sealed: bytes) -> str:
     return unpack_key(sealed)[0].key_id
 
 
+def size_of(sealed: bytes) -> int:
+    """How many bytes a value has, without opening it. Raises NotEncrypted, FormatUnknown and Tampered."""
+    return max(0, len(unpack_key(sealed)[1]) - NONCE_BYTES - TAG_BYTES)
+
+
 def pack_key(wrapped: WrappedKey, head: bytes = _HEAD) -> bytes:
     """The beginning of a sealed value, up to its nonce. Other formats have the same with a `head` of their own."""
     key_id = wrapped.key_id.encode()

@@ -16,7 +16,10 @@ A ring over such a service has three methods, and keeps these rules:
 - A key id is what the service calls one version of a key, of the letters that `is_key_id` takes. An id that moves on to
   another version by itself, such as an alias, is none.
 - Each call may come from many tasks at once, and is cancelled with its task.
-- The service's own rotation is the rotation: `sandhold keys rotate --rewrap-only` then brings vault and storage over.
+- The service's own rotation is the rotation: `sandhold keys rotate` then brings vault and storage over.
+
+`SANDHOLD_KEYRING_PROVIDER=module:factory` names what makes such a ring of the settings. Each process calls it, some of
+them several times: a client of the service that costs something to make is the factory's to keep.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The key rings that need no service: a file of mode 0600, or a document in the environment."""
+"""The key rings that need no service, a file of mode 0600 or a document in the environment; and which one is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sandhold.security.errors import KeyRingMissing, KeyRingUnusable
 from sandhold.security.key_document import KeyDocument
-from sandhold.security.key_ring import WrappedKey
+from sandhold.security.key_ring import KeyRing, WrappedKey
+from sandhold.security.provided_ring import provided_ring
 from sandhold.settings import Settings
 
 LOOK_AGAIN_S = 2.0
@@ -22,8 +23,10 @@ LOOK_AGAIN_S = 2.0
 _LARGEST_BYTES = 1024 * 1024
 
 
-def open_key_ring(settings: Settings) -> FileKeyRing | EnvironmentKeyRing:
+def open_key_ring(settings: Settings) -> KeyRing:
     """The ring that the settings name. Raises KeyRingMissing and KeyRingUnusable: nothing starts without a ring."""
+    if settings.keyring_provider is not None:
+        return provided_ring(settings.keyring_provider, settings)
     document = settings.key_ring_document
     if document is not None:
         return EnvironmentKeyRing(document)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
 
@@ -34,8 +35,10 @@ class KnownValues:
         """The secret's name by the number of the form."""
         self.longest = max(map(len, self._forms), default=0)
         """Bytes of the longest form."""
+        self.size = sum(map(len, self._forms))
+        """Bytes of all forms together."""
         # By itself the library chooses the table for few patterns: a KiB for each byte of a long one.
-        small = sum(map(len, self._forms)) <= _TABLE_BYTES
+        small = self.size <= _TABLE_BYTES
         how = None if small else Implementation.ContiguousNFA
         self._leftmost = BytesAhoCorasick(self._forms, matchkind=MatchKind.LeftmostLongest, implementation=how)
         self._every = BytesAhoCorasick(self._forms, implementation=how)
@@ -98,6 +101,47 @@ class KnownValues:
                     break
                 at = form.find(head, at + 1)
         return best
+
+
+class JoinedValues:
+    """Several sets of values, searched for as one: a set more costs no new making of the others."""
+
+    def __init__(self, sets: Sequence[KnownValues]) -> None:
+        self._sets = sets
+        self._first = [0, *accumulate(len(each.names) for each in sets)]
+        """The number of each set's first form."""
+        self.names = [name for each in sets for name in each.names]
+        self.longest = max((each.longest for each in sets), default=0)
+        self.size = sum(each.size for each in sets)
+
+    def are_in(self, data: bytes) -> bool:
+        """As `KnownValues.are_in`."""
+        return any(each.are_in(data) for each in self._sets)
+
+    def occurrences(self, data: bytes) -> list[tuple[int, int, int]]:
+        """As `KnownValues.occurrences`."""
+        return [
+            (first + number, start, end)
+            for first, each in zip(self._first, self._sets, strict=False)
+            for number, start, end in each.occurrences(data)
+        ]
+
+    def begun(self, data: bytes, fewest: int) -> tuple[int, int] | None:
+        """As `KnownValues.begun`."""
+        return min(self._numbered(each.begun(data, fewest) for each in self._sets), key=_at, default=None)
+
+    def cut_off(self, data: bytes, fewest: int) -> tuple[int, int] | None:
+        """As `KnownValues.cut_off`."""
+        return max(self._numbered(each.cut_off(data, fewest) for each in self._sets), key=_at, default=None)
+
+    def _numbered(self, found: Iterable[tuple[int, int] | None]) -> Iterator[tuple[int, int]]:
+        for first, each in zip(self._first, found, strict=False):
+            if each is not None:
+                yield first + each[0], each[1]
+
+
+def _at(found: tuple[int, int]) -> int:
+    return found[1]
 
 
 def _not_too_nested(forms: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,8 +1,9 @@
 """Secrets become `[redacted:NAME]`: the values that are known, in every form they take, and tokens of known shapes.
 
 What is shown depends on the bytes alone, never on how they arrived. A match covers every secret that overlaps with it,
-so that no end of one is left beside another, up to a length that is bounded. Nothing before a match decides about it:
-reading that begins anywhere outside of matches finds the same ones. Memory and time per byte are bounded.
+so that no end of one is left beside another. A chain of such secrets that becomes too long is several matches without a
+gap between them: each next one begins where a secret does. Nothing before a match decides about it: reading that begins
+anywhere outside of matches, or with one, finds the same ones. Memory and time per byte are bounded.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from sandhold.contracts.excerpts import CUT
-from sandhold.security.known_values import KnownValues
+from sandhold.security.known_values import JoinedValues, KnownValues
 from sandhold.security.token_shapes import (
     LEAST_CUT,
     LONGEST_SHAPE,
+    LONGEST_WITH_LEAD,
     Shape,
     begun_trigger,
     cut_off_token,
@@ -74,21 +76,33 @@ class _Match:
         if other.known and not self.known:
             self.name, self.known = other.name, True
 
+    def cut_at(self, end: int) -> _Match:
+        """The match up to where another one begins that covers all the rest of it."""
+        return replace(self, end=end, lead=min(self.lead, end), tail=min(self.tail, end))
+
 
 class Redactor:
     """The secrets known to a session, and the shapes, ready to be searched for. Immutable and cheap to share."""
 
-    def __init__(self, secrets: Mapping[str, str | bytes]) -> None:
+    def __init__(self, secrets: Mapping[str, str | bytes] | JoinedValues) -> None:
         """`secrets` by name. Values shorter than `secret_forms.SHORTEST_SECRET` bytes are not searched for."""
-        self._values = KnownValues(secrets)
+        self._values = secrets if isinstance(secrets, JoinedValues) else KnownValues(secrets)
         self._longest_chain = max(4 * self._values.longest, 256)
-        self.longest = max(self._values.longest + LONGEST_SHAPE, self._longest_chain)
+        self._longest_mixed = max(self._values.longest + LONGEST_SHAPE, self._longest_chain)
+        self.longest = self._longest_mixed + (LONGEST_WITH_LEAD if self._values.longest else 0)
         """Bytes: no match spans more, and as much context before a place is enough to tell if it is in a match."""
-        self._labels = {name: self._label(name) for name in set(self._values.names)}
+        self._labels: dict[str, bytes] = {}
+
+    @property
+    def pattern_bytes(self) -> int:
+        """Of all that is searched for: the measure of the memory that this takes."""
+        return self._values.size
 
     def _label(self, name: str) -> bytes:
-        told = any(self._values.are_in(text.encode("utf-8", "replace")) for text in (name, _shown(name)))
-        return _label("secret" if told else _shown(name))
+        if (label := self._labels.get(name)) is None:
+            told = any(self._values.are_in(text.encode("utf-8", "replace")) for text in (name, _shown(name)))
+            label = self._labels[name] = _label("secret" if told else _shown(name))
+        return label
 
     def stream(self) -> RedactionStream:
         """A stream from its beginning, or from any place outside of a match."""
@@ -165,6 +179,8 @@ class Redactor:
         """Match after match, each with all that overlaps with it."""
         decided: list[_Match] = []
         current: _Match | None = None
+        value: _Match | None = None
+        """The longest of the known values that begin where the latest of them does."""
         end = token_from = token_to = 0
         for start, minus_end, each in found:
             if start >= undecided:
@@ -173,6 +189,8 @@ class Redactor:
                 decided.append(current)
                 current, token_to = None, 0
             if isinstance(each, int):
+                if value is None or value.start != start:
+                    value = self._value(each, start, -minus_end)
                 if current is not None and current.known and start >= current.lead and -minus_end <= current.tail:
                     continue
                 match = self._value(each, start, -minus_end)
@@ -192,11 +210,20 @@ class Redactor:
                 continue
             if current is None:
                 current = match
-            # What is cut at the end of a window is as long as it is.
-            elif ending is _Ending.UNREAD or match.end - current.start <= self._most(current, match, token_to):
+            # What tells of a token is shown, and may be the end of what comes before: such a one begins no next part.
+            elif (
+                match.end <= end
+                or match.lead > start
+                or match.end - current.start <= self._most(current, match, token_to)
+            ):
                 current.absorb(match)
             else:
-                continue
+                decided.append(current.cut_at(start))
+                # From here on nothing is remembered that reading from here on would not know.
+                current, token_to = match, 0
+                if value is not None and value.start == start and not match.known:
+                    current = replace(value)
+                    current.absorb(match)
             end = current.end
             if not match.known:
                 token_from, token_to = match.lead, match.tail
@@ -209,10 +236,10 @@ class Redactor:
 
     def _most(self, current: _Match, match: _Match, token_to: int) -> int:
         """How long they may be together: values alone not long, as all of it is held back until its end is known."""
-        return self._longest_chain if current.known and match.known and not token_to else self.longest
+        return self._longest_chain if current.known and match.known and not token_to else self._longest_mixed
 
     def _shown(self, data: bytes, match: _Match) -> Piece:
-        label = self._labels[match.name] if match.known else _label(match.name)
+        label = self._label(match.name) if match.known else _label(match.name)
         shown = data[match.start : match.lead] + label + data[match.tail : match.end]
         return Piece(shown, match.end - match.start, match.name)
 

@@ -179,6 +179,7 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 LONGEST_SHAPE = max(shape.longest for shape in SHAPES)
+LONGEST_WITH_LEAD = max(shape.longest for shape in SHAPES if shape.lead)
 
 _BY_TRIGGER = {word: shape for shape in SHAPES for word in shape.triggers}
 _BY_NUMBER = tuple(_BY_TRIGGER.values())

@@ -6,6 +6,7 @@ from sandhold.vault.errors import (
     ConnectionMissing,
     SecretMissing,
     SecretsFull,
+    SecretsTooLarge,
     ValueRefused,
     VaultDamaged,
     VaultError,
@@ -14,7 +15,16 @@ from sandhold.vault.errors import (
     VaultRefused,
     VaultUnavailable,
 )
-from sandhold.vault.records import ConnectionRecord, ConnectionRow, Provider, SecretRow, SecretsOfSession
+from sandhold.vault.records import (
+    ConnectionRecord,
+    ConnectionRow,
+    GitToken,
+    GitTokenPurpose,
+    Provider,
+    SecretRow,
+    SecretsOfSession,
+    SessionValues,
+)
 from sandhold.vault.vault import Vault, open_vault
 
 __all__ = [
@@ -22,11 +32,15 @@ __all__ = [
     "ConnectionMissing",
     "ConnectionRecord",
     "ConnectionRow",
+    "GitToken",
+    "GitTokenPurpose",
     "Provider",
     "SecretMissing",
     "SecretRow",
     "SecretsFull",
     "SecretsOfSession",
+    "SecretsTooLarge",
+    "SessionValues",
     "ValueRefused",
     "Vault",
     "VaultCache",

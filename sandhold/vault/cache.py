@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import SecretStr
-
-from sandhold.vault.records import ConnectionRecord, Provider
-from sandhold.vault.schema import connections, secrets
+from sandhold.vault.records import ConnectionRecord, GitToken, Provider, SessionValues
+from sandhold.vault.schema import connections, git_tokens, secrets
 from sandhold.vault.vault import Vault
 
 KEEP_S = 10.0
@@ -50,10 +48,17 @@ class VaultCache:
         )
         return found
 
-    async def secrets(self, session_id: str, run_id: str, *, fresh: bool = False) -> Mapping[str, SecretStr]:
-        """As `Vault.secrets`. `fresh`: as they are now, for whom one is missing."""
-        found: Mapping[str, SecretStr] = await self._read(
-            (secrets.name, session_id, run_id), lambda: self._vault.secrets(session_id, run_id), fresh
+    async def secret_values(self, session_id: str, run_id: str, *, fresh: bool = False) -> SessionValues:
+        """As `Vault.secret_values`. `fresh`: as they are now, for whom one is missing."""
+        found: SessionValues = await self._read(
+            (secrets.name, session_id, run_id), lambda: self._vault.secret_values(session_id, run_id), fresh
+        )
+        return found
+
+    async def git_tokens(self, session_id: str, run_id: str, *, fresh: bool = False) -> Sequence[GitToken]:
+        """As `Vault.git_tokens` for all sandboxes of the session. `fresh`: as they are now."""
+        found: Sequence[GitToken] = await self._read(
+            (git_tokens.name, session_id, run_id), lambda: self._vault.git_tokens(session_id, run_id), fresh
         )
         return found
 
@@ -88,7 +93,14 @@ class VaultCache:
             self._kept.move_to_end(key)
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
+            self._forget_the_old()
         return value
+
+    def _forget_the_old(self) -> None:
+        """Values in clear stay in memory no longer than they are used: a session's may weigh 320 KiB."""
+        now = time.monotonic()
+        for key in [each for each, kept in self._kept.items() if kept.until <= now]:
+            del self._kept[key]
 
     def _forget(self, table: str, whose: str) -> None:
         for store in (self._kept, self._reading):

@@ -28,6 +28,8 @@ from sandhold.vault.schema import connections, place_of_connection
 logger = logging.getLogger("sandhold.vault")
 
 USE_NOTED_EVERY = timedelta(minutes=1)
+FAILURE_NOTED_EVERY = timedelta(seconds=10)
+"""Shorter: what another process has cleared meanwhile is marked again so soon."""
 _SHOWN = [each for each in connections.columns if each.name != "sealed"]
 _MANY = 10_000
 
@@ -37,7 +39,8 @@ class StoredConnections:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._use_noted: dict[tuple[str, str], float] = {}
+        self._use_noted: dict[tuple[str, str], tuple[int | None, float]] = {}
+        self._failure_noted: dict[tuple[str, str], tuple[tuple[int, str], float]] = {}
 
     async def connection(self, owner: str, provider: Provider) -> ConnectionRecord | None:
         """The owner's connection with its secret; None when there is none.
@@ -110,6 +113,7 @@ class StoredConnections:
         except AlreadyThere:
             raise ConnectionChanged(owner, provider) from None
         self._use_noted.pop((owner, provider), None)
+        self._failure_noted.pop((owner, provider), None)
         self._parts.changed(connections.name, owner)
         return ConnectionRecord(**row, secret=secret)
 
@@ -124,18 +128,21 @@ class StoredConnections:
                 raise ConnectionChanged(owner, provider)
         self._parts.changed(connections.name, owner)
 
-    async def note_use(self, owner: str, provider: Provider) -> None:
+    async def note_use(self, owner: str, provider: Provider, version: int | None = None) -> None:
         """Note that the connection is used. Costs a write once a minute, however many processes use it.
+
+        The first use of another `version` is noted at once: whoever replaced it has left none.
 
         Bookkeeping: where the database does not take it the use is logged, and noted another time.
         """
         key, moment = (owner, provider), time.monotonic()
-        if moment < self._use_noted.get(key, -USE_NOTED_EVERY.total_seconds()) + USE_NOTED_EVERY.total_seconds():
+        noted = self._use_noted.get(key)
+        if noted is not None and noted[0] == version and moment < noted[1] + USE_NOTED_EVERY.total_seconds():
             return
         if len(self._use_noted) >= _MANY:
             self._use_noted.clear()
         # Before the write, so that of a hundred calls at once one makes it.
-        self._use_noted[key] = moment
+        self._use_noted[key] = (version, moment)
         used_at = now()
         long_ago = or_(connections.c.last_used_at.is_(None), connections.c.last_used_at <= used_at - USE_NOTED_EVERY)
         try:
@@ -151,13 +158,29 @@ class StoredConnections:
     async def note_failure(self, owner: str, provider: Provider, version: int, code: str) -> bool:
         """Mark that the provider does not take this version; whether it is still the one that is stored.
 
-        `code` is one of ours, never a provider's words. Raises ValueRefused and VaultError.
+        The same failure again within FAILURE_NOTED_EVERY costs no write, and answers as the first one. `code` is one of
+        ours, never a provider's words. Raises ValueRefused and VaultError.
         """
         valid_failure(code)
-        return await self._mark(owner, _is(owner, provider) & (connections.c.version == version), code)
+        key, failure, moment = (owner, provider), (version, code), time.monotonic()
+        noted = self._failure_noted.get(key)
+        if noted is not None and noted[0] == failure and moment < noted[1] + FAILURE_NOTED_EVERY.total_seconds():
+            return True
+        if len(self._failure_noted) >= _MANY:
+            self._failure_noted.clear()
+        # Before the write, so that of a hundred calls that fail at once one makes it.
+        self._failure_noted[key] = (failure, moment)
+        done = False
+        try:
+            done = await self._mark(owner, _is(owner, provider) & (connections.c.version == version), code)
+        finally:
+            if not done:
+                self._failure_noted.pop(key, None)
+        return done
 
     async def clear_failure(self, owner: str, provider: Provider, version: int) -> bool:
         """Take the mark away: the provider has taken this version. Whether there was one. Raises VaultError."""
+        self._failure_noted.pop((owner, provider), None)
         marked = connections.c.last_failure.is_not(None) & (connections.c.version == version)
         return await self._mark(owner, _is(owner, provider) & marked, None)
 

@@ -126,6 +126,23 @@ class SecretsFull(VaultError):
         super().__init__(f"session {session_id!r} has {most} secrets, which is the most; remove one first")
 
 
+class SecretsTooLarge(VaultError):
+    """The session's secrets would weigh more than they may in all. Nothing was changed."""
+
+    code = ErrorCode.QUOTA_EXCEEDED
+
+    def __init__(self, session_id: str, *, size: int, used: int, most: int) -> None:
+        left = max(0, most - used)
+        super().__init__(
+            f"this secret has {size} bytes, and the other secrets of session {session_id!r} have {used} of {most}: "
+            f"{left} are left; remove one first"
+        )
+        self.used = used
+        """Bytes of the session's other secrets."""
+        self.left = left
+        """Bytes that a secret may have."""
+
+
 _UNREACHABLE = "the vault's database could not be reached"
 _FULL = "the disk of the vault's database is full"
 _REFUSED = "the vault's database refuses access"

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime, Dialect, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import JSON, Column, DateTime, Dialect, Index, Integer, LargeBinary, MetaData, String, Table
 from sqlalchemy import UniqueConstraint as Unique
 from sqlalchemy.types import TypeDecorator
 
 from sandhold.security import Place
 
-HEAD = "0001"
+HEAD = "0003"
 """The version of the schema that this build works with: the newest migration."""
 VERSION_TABLE = "vault_version"
 
@@ -60,6 +60,18 @@ def place_of_secret(row: Row) -> Place:
     return Place("session secret", row["session_id"], row["run_id"], row["name"])
 
 
+def place_of_retired_secret(row: Row) -> Place:
+    """Another place than the secret's own: a value that was replaced cannot be put back as the one in use."""
+    return Place("retired session secret", row["session_id"], row["run_id"], f"{row['name']}/{row['id']}")
+
+
+def place_of_git_token(row: Row) -> Place:
+    """A token is revoked at the address that is part of it, and nowhere else: who can write to the database alone
+    cannot have it sent to a server of his own."""
+    name = "/".join([row["id"], row["sandbox_id"], row["api_url"]])
+    return Place("git token", row["session_id"], row["run_id"], name)
+
+
 connections = Table(
     "connections",
     metadata,
@@ -92,6 +104,39 @@ secrets = Table(
     Column("updated_at", Moment, nullable=False),
     Unique("session_id", "run_id", "name"),
 )
+
+retired_secrets = Table(
+    "retired_secrets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("session_id", String(63), nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("sealed", LargeBinary, nullable=False, info={"place": place_of_retired_secret}),
+    Column("retired_at", Moment, nullable=False),
+    Index("ix_retired_secrets_session_id_run_id", "session_id", "run_id"),
+)
+"""Values that were replaced or removed: what runs may still print them, so they are known until the clean-up."""
+
+git_tokens = Table(
+    "git_tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("session_id", String(63), nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("sandbox_id", String(63), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("call_id", String(128)),
+    Column("api_url", String(2000), nullable=False),
+    Column("sealed", LargeBinary, nullable=False, info={"place": place_of_git_token}),
+    Column("expires_at", Moment, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Index("ix_git_tokens_session_id_run_id", "session_id", "run_id"),
+    Index("ix_git_tokens_expires_at", "expires_at"),
+)
+"""Tokens that were minted for a sandbox, until they are revoked or have expired."""
 
 claims = Table(
     "claims",

@@ -107,7 +107,7 @@ async def test_in_a_vault_of_another_deployment_the_unknown_stays(stack: Stack, 
     await vault.set_secret(ours.session_id, "theirs as well", "S", SecretStr("value"))
     await ours.end()
     assert await remove(stack, vault) == 2
-    assert [(each.session_id, each.names) for each in await vault.sessions_with_secrets()] == sorted(
+    assert [(each.session_id, each.values) for each in await vault.sessions_with_secrets()] == sorted(
         [("theirs", 1), (ours.session_id, 1)]
     )
 

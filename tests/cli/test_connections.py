@@ -36,6 +36,9 @@ async def test_a_connection_from_its_key_to_its_removal(env: Mapping[str, str], 
     assert (deployments["source"], deployments["owner"]) == ("deployment", None)
     assert [each["owner"] for each in others if each["owner"] == "ada-of-keys"] == ["ada-of-keys"]
     await sandhold("session", "start", "--session", "keys-of-ada", "--owner", "ada-of-keys", env=env)
+    show = await sandhold("session", "show", "keys-of-ada", "--json", env=env)
+    [capability] = show.document["capabilities"]
+    assert (capability["available"], "no worker has used it yet" in capability["reason"]) == (None, True)
     created = await sandhold("call", "keys-of-ada", "daytona_create_sandbox", '{"sandbox_id": "box"}', env=env)
     assert created.code == 0, created.out
     show = await sandhold("session", "show", "keys-of-ada", "--json", env=env)
@@ -51,7 +54,7 @@ async def test_a_connection_from_its_key_to_its_removal(env: Mapping[str, str], 
     again = await sandhold("disconnect", "daytona", *to_ada, env=env)
     assert (again.code, again.document["error"]["code"]) == (1, "connection_missing")
     text = await sandhold("connections", env=env)
-    assert "(deployment)" in text.out
+    assert "(set here)" in text.out
     for each in (made, listed, show, refused, gone, text):
         assert KEY not in each.out + each.err
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -14,16 +15,19 @@ from temporalio.testing import WorkflowEnvironment
 
 from sandhold.client import Session
 from sandhold.connections.capabilities import capabilities_of
-from sandhold.connections.changes import ConnectionInUse, SeesOtherSandboxes, connect_daytona, disconnect
+from sandhold.connections.changes import ConnectionInUse, connect_daytona, disconnect
 from sandhold.connections.daytona_key import KeyRefused
+from sandhold.connections.replacement import SandboxesUntold, SeesOtherSandboxes
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.names import SESSION_LABEL
-from sandhold.vault import ConnectionRow
+from sandhold.vault import ConnectionRow, Vault, open_vault
 from tests.local_daytona_server import LocalDaytona, running_local_daytona
-from tests.stack import Stack, query_of, running_stack
+from tests.stack import RING, Stack, query_of, running_stack
 from tests.workflows.waiting import eventually
 
 _numbers = itertools.count(1)
+ABOUT_THE_KEY: Any = {"effect": "status", "status": 404, "method": "GET", "path": "/api/api-keys/current"}
+"""A provider that does not tell whose a key is."""
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +43,14 @@ def owner() -> str:
     return f"owner-{next(_numbers)}"
 
 
-async def connect(stack: Stack, owner: str, server: LocalDaytona, key: str | None = None) -> ConnectionRow:
+async def connect(
+    stack: Stack, owner: str, server: LocalDaytona, key: str | None = None, vault: Vault | None = None
+) -> ConnectionRow:
     async def temporal() -> Client:
         return stack.temporal
 
     connected = await connect_daytona(
-        temporal, stack.vault, owner, SecretStr(key or server.api_key), api_url=server.url
+        temporal, vault or stack.vault, owner, SecretStr(key or server.api_key), api_url=server.url
     )
     return connected.row
 
@@ -136,6 +142,59 @@ async def test_a_key_that_does_not_see_the_open_sandboxes_does_not_replace_the_o
     assert (await connect(stack, owner, stack.daytona)).version == before.version + 2
 
 
+async def remove_at_the_provider(server: LocalDaytona, session: Session, sandbox_id: str) -> None:
+    """Behind our back, as its owner may in the provider's own pages."""
+    [row] = [row for row in (await session.show()).sandboxes if row.sandbox_id == sandbox_id]
+    assert row.provider_id is not None
+    client = server.client()
+    try:
+        await (await client.get(row.provider_id)).delete()
+    finally:
+        await client.close()
+
+
+async def test_a_sandbox_that_is_gone_keeps_no_new_key_of_its_organization_away(
+    stack: Stack, elsewhere: LocalDaytona, owner: str
+) -> None:
+    before = await connect(stack, owner, elsewhere)
+    session = await stack.open(owner)
+    for box in ("gone", "lives"):
+        await session.create_sandbox(sandbox_id=box)
+    await remove_at_the_provider(elsewhere, session, "gone")
+    assert (await connect(stack, owner, elsewhere)).version == before.version + 1
+    # What lives decides on, also when nobody tells whose a key is and the other one is gone.
+    with pytest.raises(SeesOtherSandboxes):
+        await connect(stack, owner, stack.daytona)
+    await remove_at_the_provider(elsewhere, session, "lives")
+    await elsewhere.faults.add(**ABOUT_THE_KEY)
+    try:
+        assert (await connect(stack, owner, elsewhere)).organization is None, "the old key tells that all are gone"
+    finally:
+        await elsewhere.faults.clear()
+    await session.end()
+
+
+async def test_a_new_key_is_refused_when_neither_it_nor_the_one_before_tells_what_is_gone(
+    stack: Stack, owner: str, tmp_path: Path
+) -> None:
+    async with running_local_daytona(tmp_path / "daytona", api_key="first-key-of-the-owner") as server:
+        port = int(server.origin.rpartition(":")[2])
+        before = await connect(stack, owner, server)
+        session = await stack.open(owner)
+        await session.create_sandbox(sandbox_id="box")
+        await remove_at_the_provider(server, session, "box")
+    async with running_local_daytona(tmp_path / "daytona", api_key="second-key-of-the-owner", port=port) as server:
+        await server.faults.add(**ABOUT_THE_KEY)
+        with pytest.raises(SandboxesUntold) as refused:
+            await connect(stack, owner, server)
+        assert f"{session.session_id}/box" in str(refused.value)
+        assert "first-key" not in str(refused.value) + str(refused.value.error.hint)
+        assert (await row_of(stack, owner)).version == before.version
+        await server.faults.clear()
+        assert (await connect(stack, owner, server)).version == before.version + 1, "of the same organization"
+        await session.end()
+
+
 async def test_a_connection_goes_only_when_nothing_open_needs_it(
     stack: Stack, elsewhere: LocalDaytona, owner: str
 ) -> None:
@@ -184,7 +243,13 @@ async def test_a_key_that_stops_working_is_told_marked_and_replaced_while_the_se
         refused = await session.call("daytona_create_sandbox", {"sandbox_id": "other"})
         assert refused.error is not None
         assert refused.error.code is ErrorCode.CONNECTION_REQUIRED
-        replaced = await connect(stack, owner, server)
+        # By another process: the workers hear of it only because the old key, which they still have in their cache, is
+        # refused once more.
+        elsewhere = await open_vault(stack.settings, RING)
+        try:
+            replaced = await connect(stack, owner, server, vault=elsewhere)
+        finally:
+            await elsewhere.close()
         assert replaced.version == marked.version + 1
         assert (await session.exec("box", "cat file")).stdout == "kept\n"
         await eventually(
@@ -206,8 +271,6 @@ async def test_without_any_connection_a_create_asks_for_one_and_the_session_stil
         assert refused.error is not None
         assert (refused.error.code, refused.error.provider) == (ErrorCode.CONNECTION_REQUIRED, "daytona")
         assert f"sandhold connect daytona --owner {owner}" in (refused.error.hint or "")
-        [capability] = await capabilities_of(unconnected.settings, unconnected.vault, owner)
-        assert capability.available is False
         await connect(unconnected, owner, elsewhere)
         await session.create_sandbox(sandbox_id="box")
         outcome = await session.end(timeout=30)

@@ -64,6 +64,25 @@ def redactions(draw: st.DrawFn) -> tuple[Redactor, dict[str, str | bytes], bytes
     return Redactor(known), known, draw(texts(known))
 
 
+chained = st.lists(st.text("ab/", min_size=6, max_size=24), min_size=1, max_size=4, unique=True).flatmap(
+    # Secrets that begin and end with parts of each other.
+    lambda words: st.permutations([*words, words[0][-3:] + words[-1][:4], words[-1][-4:] + words[0]])
+)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[Redactor, dict[str, str | bytes], bytes]:
+    """Secrets that overlap on and on, with tokens among them whose words of a header may be the end of a secret."""
+    words = draw(chained)
+    known: dict[str, str | bytes] = {f"S{number}": word for number, word in enumerate(words)}
+    known["HEAD"] = draw(st.sampled_from(["ab/uthoriz", "/Bearer", "aghp_", "ba://", "a/b/ab"]))
+    units = [word[draw(st.integers(0, 3)) :] for word in words]
+    units += ["uthorization: Bearer abab/", "Authorization: Bearer ", f"ghp_{MIXED[:36]}a", "://ab:ab@"]
+    unit = "".join(draw(st.lists(st.sampled_from(units), min_size=1, max_size=4)))
+    text = (unit * draw(st.integers(1, 400 // len(unit) + 12)))[draw(st.integers(0, len(unit) - 1)) :]
+    return Redactor(known), known, (text + draw(st.sampled_from(["", "x", "ab", words[0]]))).encode()
+
+
 def shown(pieces: list[Piece]) -> bytes:
     return b"".join(piece.data for piece in pieces)
 

@@ -10,6 +10,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sandhold.security import KeyRingUnusable, KeyUnknown, Tampered, WrappedKey
+from sandhold.settings import Settings
 
 
 class ServiceAway(Exception):
@@ -87,6 +88,15 @@ class ServiceKeyRing:
             raise Tampered("a data key does not open: it was altered, or belongs elsewhere") from None
         except ServiceAway:
             raise KeyRingUnusable("the key service does not answer") from None
+
+
+SERVICE = KeyService()
+"""One for this process: all that it tests is a client of it."""
+
+
+def ring_of_the_service(settings: Settings) -> ServiceKeyRing:
+    """For SANDHOLD_KEYRING_PROVIDER."""
+    return ServiceKeyRing(SERVICE)
 
 
 def _digest(context: bytes) -> str:

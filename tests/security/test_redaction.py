@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from sandhold.security.redaction import Redactor
 from sandhold.security.secret_forms import forms_of
 from sandhold.security.token_shapes import LONGEST_SHAPE
-from tests.security.redaction_cases import TOKENS, in_parts, joined, redactions, shown
+from tests.security.redaction_cases import TOKENS, chains, in_parts, joined, redactions, shown
 
 EXAMPLES = int(os.environ.get("SANDHOLD_TEST_EXAMPLES", "100"))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions(), data=st.data())
+@given(case=redactions() | chains(), data=st.data())
 def test_any_cutting_of_a_stream_gives_the_same_pieces(case: tuple[Redactor, dict, bytes], data: st.DataObject) -> None:
     redactor, _, text = case
     whole = redactor.pieces(text)
@@ -29,7 +29,7 @@ def test_any_cutting_of_a_stream_gives_the_same_pieces(case: tuple[Redactor, dic
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions())
+@given(case=redactions() | chains())
 def test_the_pieces_stand_for_all_bytes_and_no_occurrence_of_a_secret_is_shown(
     case: tuple[Redactor, dict, bytes],
 ) -> None:
@@ -54,7 +54,7 @@ def test_the_pieces_stand_for_all_bytes_and_no_occurrence_of_a_secret_is_shown(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions(), data=st.data())
+@given(case=redactions() | chains(), data=st.data())
 def test_reading_that_begins_anywhere_outside_of_matches_finds_the_same_ones(
     case: tuple[Redactor, dict, bytes], data: st.DataObject
 ) -> None:
@@ -69,7 +69,7 @@ def test_reading_that_begins_anywhere_outside_of_matches_finds_the_same_ones(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions(), data=st.data())
+@given(case=redactions() | chains(), data=st.data())
 def test_a_window_shows_no_part_of_a_value_that_is_cut_at_its_edges(
     case: tuple[Redactor, dict, bytes], data: st.DataObject
 ) -> None:
@@ -96,7 +96,7 @@ def test_a_window_shows_no_part_of_a_value_that_is_cut_at_its_edges(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(case=redactions())
+@given(case=redactions() | chains())
 def test_what_is_held_back_is_bounded(case: tuple[Redactor, dict, bytes]) -> None:
     redactor, _, text = case
     stream = redactor.stream()
@@ -170,6 +170,24 @@ def test_a_chain_of_overlapping_secrets_is_cut_where_it_becomes_too_long() -> No
     assert {piece.name for piece in pieces} == {"A"}
     assert all(piece.size <= redactor.longest for piece in pieces)
     assert joined(in_parts(redactor, text, list(range(0, len(text), 777)))) == pieces
+
+
+@pytest.mark.parametrize("size", [8, 300, 3000])
+def test_the_last_secrets_of_a_chain_are_hidden_as_a_whole(size: int) -> None:
+    """Each begins with the end of the one before, and the chain is longer than a match may be."""
+    rng = random.Random(size)
+    links = [rng.randbytes(3).hex() for _ in range(8)]
+    middles = [rng.randbytes(size).hex() for _ in links]
+    values = [links[n] + middles[n] + links[(n + 1) % len(links)] for n in range(len(links))]
+    redactor = Redactor({f"S{n}": value for n, value in enumerate(values)})
+    chain = "".join(links[n] + middles[n] for n in range(len(links)))
+    text = f"<{chain * (4 * redactor.longest // len(chain) + 1)}{links[0]}>".encode()
+    pieces = redactor.pieces(text)
+    assert [piece.data for piece in pieces if piece.name is None] == [b"<", b">"]
+    assert len(pieces) > 3, "or there was no chain that is too long"
+    assert all(piece.size <= redactor.longest for piece in pieces)
+    assert in_parts(redactor, text, list(range(0, len(text), 997))) == pieces
+    assert redactor.pieces(text[1 + pieces[1].size :]) == pieces[2:]
 
 
 def test_thousands_of_secrets_are_searched_at_once() -> None:

@@ -23,6 +23,7 @@ from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import sandbox_workflow_id, session_workflow_id
 from sandhold.security.codec import ENCODING
 from sandhold.settings import Settings
+from tests.cli.process import plain_environment, sandhold
 from tests.dev_process import PATIENCE_S, Dev, clean_environment
 from tests.stack import KEY_RING
 
@@ -91,6 +92,17 @@ async def test_summaries_are_shown_and_what_an_operator_sends_is_understood(dev:
         while (answer := await session.result("by-an-operator")) is None or answer.status != "done":
             await asyncio.sleep(0.1)
     assert answer.ok
+
+
+async def test_what_a_session_can_use_is_told_as_the_stack_gave_it_to_its_workers(dev: Dev, session: Session) -> None:
+    shown = await sandhold("session", "show", session.session_id, "--json", env=_environment(dev))
+    [capability] = shown.document["capabilities"]
+    assert (capability["available"], capability["connection"]) == (True, "deployment")
+    assert dev.stack()["daytona_api_url"] in capability["reason"]
+
+
+def _environment(dev: Dev) -> dict[str, str]:
+    return plain_environment(SANDHOLD_DATA_DIR=str(dev.data_dir))
 
 
 def _get(url: str, origin: str | None = None) -> tuple[int, str | None]:

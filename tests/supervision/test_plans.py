@@ -23,6 +23,7 @@ SECRETS = {
     "AWS_SESSION_TOKEN": "a-session-of-the-store",
     "PGPASSWORD": "a-password-of-the-database",
 }
+OF_THE_CONSOLE = ("SANDHOLD_KEYRING", "SANDHOLD_CONSOLE_TOKEN")
 
 
 @pytest.fixture
@@ -48,11 +49,17 @@ def test_servers_that_need_no_secret_are_given_none(settings: Settings, tmp_path
         assert not set(SECRETS.values()) & set(plan.env.values()), plan.name
         assert plan.env["LANG"] == "C.UTF-8"
         assert "PATH" in plan.env
+    for with_web_ui in (True, False):
+        console = _console(settings, with_web_ui=with_web_ui)
+        given = {name: console.env.get(name) for name in SECRETS}
+        assert given == {name: SECRETS[name] if name in OF_THE_CONSOLE else None for name in SECRETS}
+        assert console.env["LANG"] == "C.UTF-8"
     worker = worker_plan(1, settings, local_provider=False, named_ports=True)
     assert {name: worker.env[name] for name in SECRETS} == SECRETS, "who needs them has them"
 
 
 def test_the_servers_of_a_running_stack_have_none_in_their_environment(tmp_path: Path) -> None:
+    # With the provider's key the stack would have no server of its own; the console is given that no more than others.
     secrets = {name: value for name, value in SECRETS.items() if name != "DAYTONA_API_KEY"}
     with dev_process(tmp_path / "data", "--without", "worker", env=secrets) as dev:
         dev.until_ready()
@@ -62,7 +69,9 @@ def test_the_servers_of_a_running_stack_have_none_in_their_environment(tmp_path:
             for name, value in secrets.items():
                 assert name.encode() not in shown, part
                 assert value.encode() not in shown, part
-        assert KEY_RING.strip().encode() in _environment(dev, "console")
+        shown = _environment(dev, "console")
+        for name, value in secrets.items():
+            assert ((name.encode() in shown), (value.encode() in shown)) == (name in OF_THE_CONSOLE,) * 2, name
 
 
 def _environment(dev: Dev, part: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ class Counted:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fails = False
-        for name in ("connection", "secrets"):
+        for name in ("connection", "secret_values"):
             monkeypatch.setattr(vault, name, self._counting(getattr(vault, name)))
 
     def _counting(self, query: Any) -> Any:
@@ -61,6 +61,10 @@ async def key(cache: VaultCache, *, fresh: bool = False) -> str | None:
     return None if record is None else record.secret.get_secret_value()
 
 
+async def secrets(cache: VaultCache, run_id: str = "run-1", *, fresh: bool = False) -> Mapping[str, SecretStr]:
+    return (await cache.secret_values("s-1", run_id, fresh=fresh)).usable
+
+
 async def test_what_another_process_changes_is_seen_when_the_time_is_over(
     vault: Vault, elsewhere: Vault, counted: Counted
 ) -> None:
@@ -81,12 +85,12 @@ async def test_a_fresh_read_sees_it_at_once_and_is_kept_for_the_others(
     await put(elsewhere, "two", 1)
     assert [await key(cache), await key(cache, fresh=True), await key(cache)] == ["one", "two", "two"]
     await elsewhere.set_secret("s-1", "run-1", "A", SecretStr("1"))
-    assert await cache.secrets("s-1", "run-1") == {"A": SecretStr("1")}
+    assert await secrets(cache) == {"A": SecretStr("1")}
     await elsewhere.set_secret("s-1", "run-1", "B", SecretStr("2"))
-    assert await cache.secrets("s-1", "run-1") == {"A": SecretStr("1")}
-    assert set(await cache.secrets("s-1", "run-1", fresh=True)) == {"A", "B"}
-    assert set(await cache.secrets("s-1", "run-1")) == {"A", "B"}
-    assert await cache.secrets("s-1", "run-2") == {}
+    assert await secrets(cache) == {"A": SecretStr("1")}
+    assert set(await secrets(cache, fresh=True)) == {"A", "B"}
+    assert set(await secrets(cache)) == {"A", "B"}
+    assert await secrets(cache, "run-2") == {}
 
 
 async def test_our_own_changes_are_seen_at_once(vault: Vault, counted: Counted) -> None:
@@ -101,9 +105,9 @@ async def test_our_own_changes_are_seen_at_once(vault: Vault, counted: Counted) 
     await vault.delete_connection("alice", "daytona")
     assert await key(cache) is None
     await vault.set_secret("s-1", "run-1", "A", SecretStr("1"))
-    assert set(await cache.secrets("s-1", "run-1")) == {"A"}
+    assert set(await secrets(cache)) == {"A"}
     await vault.delete_secrets("s-1", "run-1")
-    assert await cache.secrets("s-1", "run-1") == {}
+    assert await secrets(cache) == {}
 
 
 async def test_who_asks_at_once_shares_a_query(vault: Vault, counted: Counted) -> None:

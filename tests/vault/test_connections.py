@@ -13,6 +13,7 @@ from sandhold.security.key_document import KeyDocument
 from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.settings import Settings
 from sandhold.vault import ConnectionChanged, ConnectionMissing, ConnectionRow, ValueRefused, Vault, open_vault
+from sandhold.vault import connections as stored
 from tests.vault.conftest import Behind
 
 KEY = "dtn_0123456789abcdefghij"
@@ -159,6 +160,29 @@ async def test_a_failure_marks_its_version_alone(vault: Vault) -> None:
     assert (await vault.connection_rows())[0].last_failure is None
     with pytest.raises(ValueRefused):
         await vault.note_failure("alice", "daytona", 2, f"the key {KEY} is wrong")
+
+
+async def test_the_same_failure_again_and_again_costs_one_write(
+    vault: Vault, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connect(vault)
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+
+    async def failed(code: str, *, times: int = 1) -> tuple[str | None, bool]:
+        """The mark when it has failed so, and whether it was written."""
+        zone = _zone(vault)
+        await behind.rows(f"UPDATE connections SET last_failure_at = '2020-01-01 00:00:00{zone}'")
+        assert all(await asyncio.gather(*(vault.note_failure("alice", "daytona", 1, code) for _ in range(times))))
+        [row] = await vault.connection_rows()
+        return row.last_failure, row.last_failure_at != long_ago
+
+    assert await failed("connection_required", times=20) == ("connection_required", True)
+    assert await failed("connection_required", times=20) == ("connection_required", False)
+    assert await failed("provider_rejected") == ("provider_rejected", True)
+    assert await vault.clear_failure("alice", "daytona", 1)
+    assert await failed("provider_rejected") == ("provider_rejected", True), "after a success it is marked at once"
+    monkeypatch.setattr(stored, "FAILURE_NOTED_EVERY", timedelta(0))
+    assert await failed("provider_rejected") == ("provider_rejected", True), "when the time is over"
 
 
 async def test_what_can_be_no_connection_is_refused(vault: Vault) -> None:

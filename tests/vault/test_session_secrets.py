@@ -118,7 +118,7 @@ async def test_the_sessions_that_have_secrets_are_told_in_order(vault: Vault) ->
     after = ("", "")
     while batch := await vault.sessions_with_secrets(after, 1):
         assert len(batch) == 1
-        found.append((batch[0].session_id, batch[0].run_id, batch[0].names))
+        found.append((batch[0].session_id, batch[0].run_id, batch[0].values))
         after = (batch[0].session_id, batch[0].run_id)
     assert found == [("s-a", "run-1", 2), ("s-a", "run-2", 1), ("s-b", "run-1", 1)]
     [of_b] = await vault.sessions_with_secrets(("s-a", "run-2"))

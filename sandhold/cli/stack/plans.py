@@ -14,7 +14,7 @@ import sandhold
 from sandhold.cli.stack.errors import StackFailed
 from sandhold.cli.stack.part import PartPlan
 from sandhold.cli.stack.temporal_server import dev_server_arguments, temporal_program
-from sandhold.settings import Settings
+from sandhold.settings import Settings, SettingsError
 from sandhold.temporal import TemporalUnreachable, connect
 
 REPOSITORY = Path(sandhold.__file__).resolve().parent.parent
@@ -25,6 +25,15 @@ LOCAL_PROVIDER_TIMES = {"SANDHOLD_ABSENCE_CONFIRM_S": "0.2", "SANDHOLD_CREATE_SE
 
 # Variables of ours, the provider's and the client libraries' own: the key ring, tokens, passwords and keys among them.
 _CREDENTIAL_PREFIXES = ("SANDHOLD_", "DAYTONA_", "AWS_", "PG")
+
+_OF_THE_CONSOLE = (
+    "SANDHOLD_TEMPORAL_NAMESPACE",
+    "SANDHOLD_CONSOLE_TOKEN",
+    "SANDHOLD_CONSOLE_UI_ORIGINS",
+    "SANDHOLD_LOG_LEVEL",
+    "SANDHOLD_LOG_FORMAT",
+)
+"""The settings that the console of a stack reads."""
 
 
 def temporal_plan(
@@ -91,12 +100,7 @@ def console_plan(settings: Settings, *, port: int, with_web_ui: bool) -> PartPla
     def on_port(number: int) -> list[str]:
         return [sys.executable, "-m", "sandhold.cli", "console", "--port", str(number)]
 
-    env = {
-        **os.environ,
-        "SANDHOLD_DATA_DIR": str(settings.data_dir),
-        "SANDHOLD_KEYRING": key_ring_for_parts(settings),
-        "SANDHOLD_CONSOLE_ADDRESS": "127.0.0.1:0",
-    }
+    env = environment_of_console(settings)
     if with_web_ui:
         env["SANDHOLD_CONSOLE_UI_ORIGINS"] = ""
     return PartPlan(
@@ -126,7 +130,7 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_
         raise StackFailed(f"{program} is missing: the worker runs from a checkout of the repository, or from the image")
     env = dict(os.environ)
     env["SANDHOLD_DATA_DIR"] = str(settings.data_dir)
-    env["SANDHOLD_KEYRING"] = key_ring_for_parts(settings)
+    env |= key_ring_for_parts(settings)
     env["SANDHOLD_TEMPORAL_ADDRESS"] = settings.temporal_address or ""
     if settings.daytona_api_key is not None:
         env["SANDHOLD_DAYTONA_API_KEY"] = settings.daytona_api_key.get_secret_value()
@@ -155,9 +159,37 @@ def environment_of_servers() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(_CREDENTIAL_PREFIXES)}
 
 
-def key_ring_for_parts(settings: Settings) -> str:
-    """SANDHOLD_KEYRING for a part, which runs in another folder."""
-    return settings.key_ring_document or str(settings.key_ring_file.absolute())
+def environment_of_console(settings: Settings) -> dict[str, str]:
+    """This environment for the console, which decrypts payloads: with the key ring and its own settings, no more.
+
+    A key service's ring may read credentials by names that other libraries have too; then it has those.
+    """
+    with_service = settings.keyring_provider is not None
+    return {
+        **environment_of_servers(),
+        **{name: value for name, value in os.environ.items() if with_service and name.startswith("AWS_")},
+        **{name: os.environ[name] for name in _OF_THE_CONSOLE if name in os.environ},
+        **key_ring_for_parts(settings),
+        "SANDHOLD_DATA_DIR": str(settings.data_dir),
+        "SANDHOLD_CONSOLE_ADDRESS": "127.0.0.1:0",
+    }
+
+
+def key_ring_for_parts(settings: Settings) -> dict[str, str]:
+    """The variables that name the key ring to a part, which runs in another folder."""
+    if settings.keyring_provider is not None:
+        return {"SANDHOLD_KEYRING": "", "SANDHOLD_KEYRING_PROVIDER": settings.keyring_provider}
+    return {"SANDHOLD_KEYRING": settings.key_ring_document or str(settings.key_ring_file.absolute())}
+
+
+def vault_location(settings: Settings) -> str:
+    """Where the vault of the parts is, without a password. Raises StackFailed."""
+    from sandhold.vault.database import open_database
+
+    try:
+        return open_database(settings).shown
+    except SettingsError as error:
+        raise StackFailed(str(error)) from error
 
 
 def without_proxy_on_loopback(env: Mapping[str, str]) -> dict[str, str]:

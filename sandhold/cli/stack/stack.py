@@ -24,6 +24,7 @@ from sandhold.cli.stack.plans import (
     daytona_plan,
     local_daytona_key,
     temporal_plan,
+    vault_location,
     worker_plan,
 )
 from sandhold.cli.stack.ports import LOOPBACK, choose_port
@@ -55,6 +56,8 @@ class Stack:
         self.ui_url: str | None = None
         self.console_url: str | None = None
         self.local_provider = False
+        self._workers_vault: str | None = None
+        """Where the vault of this stack's workers is, without a password; None without workers."""
         self._guard: Guard | None = None
         self._held = ExitStack()
         self._started_at = datetime.now(UTC)
@@ -75,6 +78,7 @@ class Stack:
             if "worker" not in self._options.without:
                 numbers = range(1, self._options.workers + 1)
                 plans = [self._worker_plan(number) for number in numbers]
+                self._workers_vault = vault_location(self.settings)
                 await _together(*(self._start(plan) for plan in plans))
             self._write()
         except BaseException:
@@ -105,7 +109,7 @@ class Stack:
     def _have_key_ring(self) -> None:
         """Make the key ring with the first start; nobody else makes one by the way."""
         try:
-            if self.settings.key_ring_document is None:
+            if self.settings.key_ring_document is None and self.settings.keyring_provider is None:
                 FileKeyRing(self.settings.key_ring_file).create()
             open_key_ring(self.settings)
         except SecurityError as error:
@@ -208,6 +212,7 @@ class Stack:
                 "daytona_api_url": self.settings.daytona_api_url,
                 "pids": pids,
                 "health_urls": health,
+                "workers_vault": self._workers_vault,
                 "data_dir": str(self.folder.path),
                 "started_at": self._started_at.isoformat().replace("+00:00", "Z"),
             }
