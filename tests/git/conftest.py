@@ -60,9 +60,7 @@ def _fill(stack: GitStack) -> None:
     for name in ("acme/plain", "acme/public", "acme/part", "globex/own", "globex/public"):
         stack.commits[name] = new_repository(stack.root, name)
     new_empty_repository(stack.root, "acme/empty")
-    stack.commits["acme/whole"] = new_repository(
-        stack.root, "acme/whole", submodule=f"https://{GITHUB}/acme/part.git"
-    )
+    stack.commits["acme/whole"] = new_repository(stack.root, "acme/whole", submodule=f"https://{GITHUB}/acme/part.git")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from aiohttp import web
 from tests.git.authority import Authority
 
 _PIECE_BYTES = 64 * 1024
+_PAUSES_AFTER_BYTES = 4 * 1024 * 1024
 
 Allows = Callable[[str, str, bool], bool]
 """Whether a token, for a repository `owner/name`, allows to read it or, with True, to write to it."""
@@ -46,12 +47,16 @@ class GitServer:
     """Repositories, as `owner/name`, that anybody may read."""
     redirects: dict[str, str] = field(default_factory=dict)
     """Where requests for a repository `host/owner/name` are sent, by what the rest of their path is put behind."""
+    redirects_after: dict[str, str] = field(default_factory=dict)
+    """As `redirects`, for requests with a credential that is good."""
     hanging: set[str] = field(default_factory=set)
     """Repositories whose packs never come."""
     broken: dict[str, int] = field(default_factory=dict)
     """Repositories that are answered with a status alone."""
     pause_s: float = 0.0
     """Before each piece of a pack, in either direction."""
+    pausing: asyncio.Event | None = None
+    """Until it is set, packs stop in their middle."""
     asked: list[Asked] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a request hangs."""
@@ -60,10 +65,12 @@ class GitServer:
     def reset(self) -> None:
         """As it was at first, but for the repositories."""
         self.redirects.clear()
+        self.redirects_after.clear()
         self.hanging.clear()
         self.broken.clear()
         self.asked.clear()
         self.pause_s = 0.0
+        self.pausing = None
         self.reached.clear()
 
     def tokens_at(self, host: str) -> set[str]:
@@ -78,7 +85,7 @@ class GitServer:
         folder, _, what = rest.partition("/")
         name = f"{owner}/{folder.removesuffix('.git')}"
         if (base := self.redirects.get(f"{host}/{name}")) is not None:
-            raise web.HTTPFound(f"{base}/{what}?{request.query_string}")
+            raise _redirect(request, base, what)
         if name in self.broken:
             return web.Response(status=self.broken[name])
         writes = "git-receive-pack" in (what, request.query.get("service"))
@@ -91,6 +98,8 @@ class GitServer:
                 return web.Response(
                     status=404 if known else 401, headers={} if known else {"WWW-Authenticate": 'Basic realm="GitHub"'}
                 )
+        if (base := self.redirects_after.get(f"{host}/{name}")) is not None:
+            raise _redirect(request, base, what)
         if not (self.root / owner / folder.removesuffix(".git")).with_suffix(".git").is_dir():
             return web.Response(status=404)
         if name in self.hanging and what == "git-upload-pack":
@@ -145,7 +154,11 @@ class GitServer:
             else:
                 response.headers[name] = value
         await response.prepare(request)
+        sent = 0
         while piece := await backend.stdout.read(_PIECE_BYTES):
+            sent += len(piece)
+            if self.pausing is not None and sent > _PAUSES_AFTER_BYTES:
+                await self.pausing.wait()
             if self.pause_s:
                 await asyncio.sleep(self.pause_s)
             await response.write(piece)
@@ -169,6 +182,10 @@ async def running_git_server(root: Path, authority: Authority, allows: Allows) -
     finally:
         server.released.set()
         await runner.cleanup()
+
+
+def _redirect(request: web.Request, base: str, what: str) -> web.HTTPFound:
+    return web.HTTPFound(f"{base}/{what}?{request.query_string}")
 
 
 def _token(request: web.Request) -> str | None:
