@@ -148,7 +148,7 @@ class GitHub:
         )
 
     async def note_answer(self, owner: str, access: Access, *, refused: bool) -> None:
-        """Note at the vault whether the host took a stored token, which only git gets to know. Safe for a minted one."""
+        """Note at the vault whether the host took a stored token, which only git gets to know; safe for others."""
         connection = None if access.minted else await self.connection(owner)
         if connection is not None and connection.version == access.version:
             await self._mark(connection, ErrorCode.AUTHENTICATION_FAILED if refused else None)
