@@ -11,19 +11,17 @@ import base64
 import binascii
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
 
-from tests.git.authority import Authority
+from tests.github.certificates import Authority
+from tests.github.tokens import TokenBook
 
 _PIECE_BYTES = 64 * 1024
 _PAUSES_AFTER_BYTES = 4 * 1024 * 1024
-
-Allows = Callable[[str, str, bool], bool]
-"""Whether a token, for a repository `owner/name`, allows to read it or, with True, to write to it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class GitServer:
     """Repositories below `root`, as `owner/name.git`. Everything else can be changed while it runs."""
 
     root: Path
-    allows: Allows
+    tokens: TokenBook
     port: int = 0
     public: set[str] = field(default_factory=set)
     """Repositories, as `owner/name`, that anybody may read."""
@@ -92,12 +90,11 @@ class GitServer:
         if writes or name not in self.public:
             if token is None:
                 return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="GitHub"'})
-            if not self.allows(token, name, writes):
-                # As GitHub: 401 for what is no token, 404 for a token that does not reach the repository.
-                known = self.allows(token, "", False)
-                return web.Response(
-                    status=404 if known else 401, headers={} if known else {"WWW-Authenticate": 'Basic realm="GitHub"'}
-                )
+            verdict = self.tokens.verdict(token, name, "write" if writes else "read")
+            if verdict == "forbidden":
+                return web.Response(status=404)
+            if verdict != "ok":
+                return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="GitHub"'})
         if (base := self.redirects_after.get(f"{host}/{name}")) is not None:
             raise _redirect(request, base, what)
         if not (self.root / owner / folder.removesuffix(".git")).with_suffix(".git").is_dir():
@@ -167,15 +164,17 @@ class GitServer:
 
 
 @contextlib.asynccontextmanager
-async def running_git_server(root: Path, authority: Authority, allows: Allows) -> AsyncIterator[GitServer]:
-    """A server that serves until the end; requests that hang then are let go."""
-    server = GitServer(root, allows)
+async def running_git_server(
+    root: Path, authority: Authority, tokens: TokenBook, hosts: Sequence[str]
+) -> AsyncIterator[GitServer]:
+    """A server of these hosts that serves until the end; requests that hang then are let go."""
+    server = GitServer(root, tokens)
     # Bodies are git's own: compressed ones are passed on as they are.
     app = web.Application(client_max_size=2**40, handler_args={"auto_decompress": False})
     app.add_routes([web.route("*", "/{path:.*}", server.serve)])
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=authority.context).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=authority.server(*hosts)).start()
     server.port = runner.addresses[0][1]
     try:
         yield server

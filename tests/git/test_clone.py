@@ -10,6 +10,7 @@ import pytest
 from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from tests.git.stacks import GITHUB, OTHER, GitStack
+from tests.github.api_server import Canned
 
 WITHIN_S = 60.0
 
@@ -46,10 +47,10 @@ async def test_a_private_repository_is_cloned_and_nothing_of_its_token_is_left(
     assert cloned.path == "/home/daytona/acme/plain"
     assert (cloned.branch, cloned.commit) == ("main", git.commits["acme/plain"]["main"])
     assert cloned.hint is None
-    [minted] = git.book.minted.values()
+    [minted] = git.book.minted
     assert minted.repositories == {"plain"}
-    assert minted.permissions == {"contents": "read"}
-    assert git.book.live == set()
+    assert minted.permissions == {"contents": "read", "metadata": "read"}
+    assert git.book.live == []
     assert await git.tokens(session) == []
     text = await session.read_file(sandbox, f"{cloned.path}/README")
     assert text.content is not None
@@ -112,7 +113,7 @@ async def test_a_submodule_at_the_same_host_is_cloned_with_the_same_credential(
     )
     assert git.commits["acme/part"]["main"] in status.stdout
     assert status.exit_code != 0  # nothing was left to fetch with
-    assert git.book.live == set()
+    assert git.book.live == []
 
 
 async def test_an_empty_repository_is_cloned(git: GitStack, connected: tuple[Session, str]) -> None:
@@ -126,7 +127,7 @@ async def test_a_public_repository_needs_no_connection(git: GitStack, unconnecte
     cloned = await session.git_clone(sandbox, f"https://{GITHUB}/acme/public", timeout=WITHIN_S)
     assert not cloned.authenticated
     assert cloned.commit == git.commits["acme/public"]["main"]
-    assert git.book.minted == {}
+    assert git.book.minted == []
 
 
 async def test_a_credential_that_nobody_asked_for_is_not_said_to_have_been_used(
@@ -136,7 +137,7 @@ async def test_a_credential_that_nobody_asked_for_is_not_said_to_have_been_used(
     cloned = await session.git_clone(sandbox, "acme/public", timeout=WITHIN_S)
     assert not cloned.authenticated
     assert git.server.tokens_at(GITHUB) == set()
-    assert git.book.live == set()
+    assert git.book.live == []
 
 
 async def test_a_public_repository_of_another_account_gets_no_token(
@@ -145,7 +146,7 @@ async def test_a_public_repository_of_another_account_gets_no_token(
     session, sandbox = connected
     cloned = await session.git_clone(sandbox, "globex/public", timeout=WITHIN_S)
     assert not cloned.authenticated
-    assert git.book.minted == {}
+    assert git.book.minted == []
 
 
 async def test_a_private_repository_without_a_connection_is_not_found_and_says_what_to_do(
@@ -163,7 +164,7 @@ async def test_a_repository_that_is_not_there_is_not_found(git: GitStack, connec
     error = await refused(session, sandbox, "acme/nothing")
     assert error.code is ErrorCode.REPOSITORY_NOT_FOUND
     assert "connection was used" in (error.hint or "")
-    assert git.book.live == set()
+    assert git.book.live == []
 
 
 @pytest.mark.parametrize("branch", ["no-such-branch", "0" * 40, "abcdef0123"])
@@ -200,8 +201,8 @@ async def test_a_path_that_cannot_be_made_is_refused(git: GitStack, connected: t
 async def test_a_token_that_is_not_good_is_told_as_that(git: GitStack, kind: str) -> None:
     token = f"ghp_{'a' * 36}"
     if kind == "revoked":
-        git.book.stored[token] = frozenset({"acme/plain"})
-        git.book.revoked.add(token)
+        stored = git.book.store("acme")
+        token, stored.revoked = stored.value, True
     session = await git.session(await git.owner(token))
     sandbox = await git.sandbox(session)
     error = await refused(session, sandbox, "acme/plain")
@@ -211,18 +212,17 @@ async def test_a_token_that_is_not_good_is_told_as_that(git: GitStack, kind: str
 
 
 async def test_a_stored_token_clones_and_stays_good(git: GitStack) -> None:
-    token = f"ghp_{'b' * 36}"
-    git.book.stored[token] = frozenset({"acme/plain"})
-    session = await git.session(await git.owner(token))
+    token = git.book.store("acme")
+    session = await git.session(await git.owner(token.value))
     sandbox = await git.sandbox(session)
     cloned = await session.git_clone(sandbox, "acme/plain", timeout=WITHIN_S)
     assert cloned.authenticated
-    assert token not in git.book.revoked
+    assert not token.revoked
 
 
 async def test_a_token_that_has_expired_is_told_as_that(git: GitStack, connected: tuple[Session, str]) -> None:
     session, sandbox = connected
-    git.book.life_s = 0.0
+    git.api.token_life_s = 0.0
     error = await refused(session, sandbox, "acme/plain", path="expired")
     assert error.code is ErrorCode.AUTHENTICATION_FAILED
     assert await git.tokens(session) == []
@@ -273,8 +273,36 @@ async def test_a_hostile_address_gets_no_credential_and_runs_nothing(
     error = await refused(session, sandbox, address, path="hostile")
     assert error.code in {ErrorCode.INVALID_ARGUMENTS, ErrorCode.REPOSITORY_NOT_FOUND, ErrorCode.NETWORK_ERROR}
     assert git.server.tokens_at(OTHER) == set()
-    assert git.book.minted == {}
+    assert git.book.minted == []
     assert (await session.exec(sandbox, "ls /tmp/owned hostile 2>/dev/null")).stdout == ""
+
+
+async def test_a_repository_that_the_installation_does_not_have_is_cloned_where_it_is_public(
+    git: GitStack, connected: tuple[Session, str]
+) -> None:
+    session, sandbox = connected
+    git.api.installations[42].repositories = {"part"}
+    cloned = await session.git_clone(sandbox, "acme/public", path="public-not-granted", timeout=WITHIN_S)
+    assert not cloned.authenticated
+    error = await refused(session, sandbox, "acme/plain", path="not-granted")
+    assert error.code is ErrorCode.REPOSITORY_NOT_FOUND
+    assert "installation" in (error.hint or "")
+
+
+async def test_a_refused_token_is_an_error_to_read(git: GitStack, connected: tuple[Session, str]) -> None:
+    session, sandbox = connected
+    git.api.installations[42].suspended = True
+    error = await refused(session, sandbox, "acme/plain", path="suspended")
+    assert error.code is ErrorCode.AUTHENTICATION_FAILED
+    assert "suspended" in error.message
+
+
+async def test_a_failed_request_for_a_token_is_made_again(git: GitStack, connected: tuple[Session, str]) -> None:
+    session, sandbox = connected
+    git.api.answers.extend([Canned(503), Canned(502)])
+    cloned = await session.git_clone(sandbox, "acme/plain", path="asked-again", timeout=WITHIN_S)
+    assert cloned.authenticated
+    assert len(git.book.minted) == 1
 
 
 async def test_a_redirect_to_another_host_takes_no_credential_along(
@@ -309,13 +337,14 @@ async def test_a_redirect_within_the_host_is_followed_with_the_credential(
     error = await refused(session, sandbox, "acme/old-name")
     # The token is for the name that was asked for; GitHub's own follow the repository to its new one.
     assert error.code is ErrorCode.REPOSITORY_NOT_FOUND
-    assert git.server.tokens_at(GITHUB) == set(git.book.minted)
+    assert git.server.tokens_at(GITHUB) == {each.value for each in git.book.minted}
 
 
 async def test_twenty_clones_at_once_are_minted_within_the_limits(git: GitStack) -> None:
     session = await git.session()
     sandboxes = await asyncio.gather(*(git.sandbox(session) for _ in range(2)))
-    git.book.limits = [{"Retry-After": "1"}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"}]
+    told = ({"Retry-After": "1"}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"})
+    git.api.answers.extend(Canned(403, headers) for headers in told)
     cloned = await asyncio.gather(
         *(
             session.git_clone(sandboxes[number % len(sandboxes)], "acme/plain", path=f"many/{number}", timeout=180)
@@ -324,8 +353,8 @@ async def test_twenty_clones_at_once_are_minted_within_the_limits(git: GitStack)
     )
     assert {each.commit for each in cloned} == {git.commits["acme/plain"]["main"]}
     assert all(each.authenticated for each in cloned)
-    assert git.book.mints_refused == 2
-    assert git.book.most_at_once <= 10
+    assert not git.api.answers
+    assert git.api.most_at_once <= 10
     assert len(git.book.minted) == 20
-    assert git.book.live == set()
+    assert git.book.live == []
     assert await git.tokens(session) == []

@@ -14,6 +14,7 @@ from sandhold.contracts.git import GitCloneResult
 from sandhold.contracts.names import sandbox_workflow_id
 from tests.git.repositories import new_repository
 from tests.git.stacks import GITHUB, GitStack
+from tests.github.api_server import Canned
 from tests.security.canaries import Search
 from tests.stack import CONVERTER
 from tests.workflows.waiting import eventually
@@ -47,7 +48,7 @@ async def left(session: Session, sandbox: str) -> str:
 
 async def nothing_is_left(git: GitStack, session: Session) -> None:
     await eventually(lambda: git.tokens(session), lambda tokens: tokens == [], "no token in the vault")
-    assert git.book.live == set()
+    assert git.book.live == []
 
 
 async def test_a_clone_that_hangs_is_cancelled_and_leaves_nothing(git: GitStack) -> None:
@@ -160,7 +161,7 @@ async def test_a_token_that_cannot_be_revoked_holds_no_answer_up_and_stays_on_re
     git.server.hanging.add("acme/plain")
     await begin(session, sandbox, "unrevoked")
     await git.server.reached.wait()
-    git.book.down = True
+    git.api.answers.extend([Canned(503)] * 1000)
     await session.call("daytona_command", {"sandbox_id": sandbox, "action": "cancel", "call_id": "unrevoked"})
     told = await ended(session, sandbox, "unrevoked")
     assert told.error is not None
@@ -175,7 +176,7 @@ async def test_a_token_is_nowhere_on_disk_nor_in_history_after_a_clone(git: GitS
     await session.exec(sandbox, "git config --global credential.helper store; touch .netrc")
     cloned = await session.git_clone(sandbox, "acme/whole", submodules=True, timeout=WITHIN_S)
     assert cloned.authenticated
-    search = Search({f"token {number}": token for number, token in enumerate(git.book.minted)})
+    search = Search({f"token {number}": token.value for number, token in enumerate(git.book.minted)})
     assert search.in_folder(git.stack.daytona.data_dir) == {}
     assert search.in_folder(git.stack.settings.data_dir) == {}
     for workflow_id in (session.workflow_id, sandbox_workflow_id(session.session_id, sandbox)):
@@ -219,7 +220,7 @@ async def test_what_a_clone_left_behind_is_removed_and_told(git: GitStack) -> No
     assert error.code is ErrorCode.CREDENTIAL_FOUND
     assert "process" in error.message
     assert ".git-credentials" in error.message
-    [token] = git.book.minted
+    token = git.book.minted[0].value
     assert token not in str(error)
     kept = await session.exec(sandbox, "grep -c '^https://mine:mine@' .git-credentials; pgrep -f 'sleep 432[1]'")
     assert kept.stdout == "1\n"
