@@ -203,12 +203,16 @@ async def test_a_token_that_is_not_good_is_told_as_that(git: GitStack, kind: str
     if kind == "revoked":
         stored = git.book.store("acme")
         token, stored.revoked = stored.value, True
-    session = await git.session(await git.owner(token))
+    session_owner = await git.owner(token)
+    session = await git.session(session_owner)
     sandbox = await git.sandbox(session)
     error = await refused(session, sandbox, "acme/plain")
     assert error.code is ErrorCode.AUTHENTICATION_FAILED
     assert "connect GitHub again" in (error.hint or "")
     assert token not in str(error)
+    connection = await git.stack.vault.connection(session_owner, "github")
+    assert connection is not None
+    assert connection.last_failure == "authentication_failed"
 
 
 async def test_a_stored_token_clones_and_stays_good(git: GitStack) -> None:

@@ -106,7 +106,22 @@ async def test_the_end_of_a_session_revokes_the_tokens_of_its_clones(git: GitSta
     await nothing_is_left(git, session)
 
 
-async def test_a_large_clone_is_followed_and_tells_its_progress(git: GitStack) -> None:
+async def test_a_sandbox_that_is_lost_leaves_no_token_of_its_clone(git: GitStack) -> None:
+    session = await git.session()
+    sandbox = await git.sandbox(session)
+    git.server.hanging.add("acme/plain")
+    await begin(session, sandbox, "lost")
+    await git.server.reached.wait()
+    [found] = await git.stack.provider_sandboxes(session)
+    await found.delete(wait=True)
+    told = await ended(session, sandbox, "lost")
+    assert told.error is not None
+    assert told.error.code is ErrorCode.SANDBOX_LOST
+    await nothing_is_left(git, session)
+
+
+async def test_a_large_clone_is_followed_and_tells_its_progress(git: GitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("activities.commands.FIRST_WAIT_S", 1.0)
     name = "acme/large"
     if name not in git.commits:
         git.commits[name] = new_repository(git.root, name, large_bytes=LARGE_BYTES)
