@@ -10,6 +10,7 @@ from activities.stream_scripts import PLACE, UNPACK
 from activities.streams import SandboxStreams
 from activities.workspaces.entries import readable
 from sandhold.contracts.errors import ToolFailure
+from sandhold.contracts.excerpts import beginning_of
 from sandhold.contracts.names import call_folder
 from sandhold.contracts.steps import SandboxRef
 
@@ -71,7 +72,10 @@ def _ended_well(path: str, end: StreamEnd) -> bool:
 
 def _not_unpacked(directory: str, end: StreamEnd) -> ToolFailure:
     lines = [line for line in readable(end.said).splitlines() if line.strip()]
-    told = "; ".join(line[:_TOLD_CHARS] for line in lines[:_TOLD_ENTRIES]) or f"tar ended with {end.exit_code}"
+    told = (
+        "; ".join(beginning_of(line, _TOLD_CHARS) for line in lines[:_TOLD_ENTRIES])
+        or f"tar ended with {end.exit_code}"
+    )
     if len(lines) > _TOLD_ENTRIES:
         told = f"{told}; and {len(lines) - _TOLD_ENTRIES} more"
     meaning = failure_for(directory, told).error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
@@ -17,7 +17,17 @@ from temporalio.exceptions import ApplicationError
 from activities.deadlines import time_left_s
 from activities.faults import ProviderError
 from activities.heartbeats import heartbeats, heartbeats_if_wanted
-from activities.launcher import INLINE_SCRIPT_BYTES, CallReport, Captured, Script, start_request, stop_request
+from activities.launcher import (
+    INLINE_SCRIPT_BYTES,
+    UNWANTED,
+    CallReport,
+    Captured,
+    Position,
+    Script,
+    read_request,
+    start_request,
+    stop_request,
+)
 from activities.launcher.access import ANSWER_MARGIN_S, Launcher, not_kept_from_starting, only_report
 from activities.outcomes import arguments_of, failed_outcome, progress_of
 from activities.output import exec_result, with_files
@@ -25,12 +35,15 @@ from activities.provider import ProviderAccess
 from activities.redactors import Redactors, redacted
 from activities.refusals import start_refused
 from activities.session_secrets import SessionSecrets
+from activities.vault_faults import VaultFailure
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure, as_application_error
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName
 from sandhold.contracts.steps import CommandPlace, CommandProgress, CommandStep, SandboxRef, StopCommandsStep
 from sandhold.contracts.tools import ExecArguments, ExecResult
+from sandhold.security import SecurityError
 from sandhold.security.redaction import Redactor
 from sandhold.storage import SegmentWriter, SessionStorage, Stream
+from sandhold.vault import VaultError
 
 FIRST_WAIT_S = 8.0
 """How long the request that starts a command waits for its end."""
@@ -59,22 +72,36 @@ class CommandActivities:
         runs on by itself, or because it wrote so much that only a part was seen here. A request without a whole
         answer is raised to be repeated: the command may run, and the repetition attaches. What is not to be repeated
         is raised as ambiguous when an earlier request may have started the command. What the caller did wrong is an
-        outcome. A short command costs one provider request.
+        outcome. A short command costs one provider request. A command that was started before is found also while its
+        secrets cannot be read, and is left to a follower.
         """
         async with heartbeats_if_wanted():
             try:
-                # Before the command: what cannot be shown is not run.
-                redactor = await self._redactors.of(step.ref, fresh=bool(step.secret_env))
                 arguments = await arguments_of(self._storage, step, ToolName.EXEC, ExecArguments)
                 timeout_s = _timeout_s(step, arguments)
-                report, clock = await self._start(step, arguments, timeout_s)
+                script = _script(arguments)
+                redactor: Redactor | None = None
+                try:
+                    # Before the command: what cannot be shown is not run.
+                    redactor = await self._redactors.of(step.ref, fresh=bool(step.secret_env))
+                    environment = await self._secrets.environment(step.ref, step.secret_env)
+                except (VaultError, SecurityError, ApplicationError):
+                    if not _may_have_been_started() or (found := await self._found(step, script)) is None:
+                        raise
+                    redactor, (report, clock) = None, found
+                else:
+                    report, clock = await self._start(step, arguments, script, timeout_s, environment)
             except ToolFailure as failure:
                 return CommandProgress(call_id=step.call_id, outcome=failed_outcome(failure))
+            except (VaultError, SecurityError) as error:
+                if not _is_unsure(error):
+                    raise
+                raise VaultFailure(error, ambiguous=True) from error
             except ApplicationError as error:
                 if (unsure := _unsure(error)) is None:
                     raise
                 raise unsure from error
-            if report.state != "running":
+            if report.state != "running" and redactor is not None:
                 result = exec_result(step.call_id, redacted(report, redactor), arguments.output)
                 if not result.truncated or not (report.stdout.unseen or report.stderr.unseen):
                     return await self._ended(step, report, result, redactor)
@@ -115,16 +142,29 @@ class CommandActivities:
                 return
             raise failure
 
+    async def _found(self, step: CommandStep, script: Script) -> tuple[CallReport, int] | None:
+        """The command without its output, and the sandbox's clock; None while it has not been started.
+
+        Raises ToolFailure as `_start`.
+        """
+        nothing = Position(step.call_id, UNWANTED, UNWANTED)
+        order = read_request(nothing, nothing, wait_s=0, budget_bytes=0)
+        answer = await self._launcher.ask(step.ref, order, sure=False)  # as in `_start`
+        report = only_report(answer)
+        return None if report.state == "absent" else (_of_this_call(report, script), answer.clock)
+
     async def _start(
-        self, step: CommandStep, arguments: ExecArguments, timeout_s: float | None
+        self,
+        step: CommandStep,
+        arguments: ExecArguments,
+        script: Script,
+        timeout_s: float | None,
+        environment: Mapping[str, str],
     ) -> tuple[CallReport, int]:
         """What became of the command by the end of this request, and the sandbox's clock at its beginning.
 
-        Raises ToolFailure when nothing was started and nothing ever will be under this call id; ApplicationError when a
-        secret is missing.
+        Raises ToolFailure when nothing was started and nothing ever will be under this call id.
         """
-        script = _script(arguments)
-        environment = await self._secrets.environment(step.ref, step.secret_env)
         upload_path = await self._uploaded(step.ref, script)
         answer = await self._launcher.ask(
             step.ref,
@@ -144,20 +184,7 @@ class CommandActivities:
         )
         if answer.refusal is not None:
             raise start_refused(answer.refusal, script)
-        report = only_report(answer)
-        if report.state == "cleaned":
-            raise ToolFailure(
-                ErrorCode.CONFLICT,
-                "the command of this call id ran long ago, and its output has been cleaned away; nothing was run",
-                hint="Call under a new call id to run it again.",
-            )
-        if report.fingerprint not in {None, script.fingerprint}:
-            raise ToolFailure(
-                ErrorCode.CALL_ID_CONFLICT,
-                "another command was run in this sandbox under the same call id",
-                hint="Call again under a new call id.",
-            )
-        return report, answer.clock
+        return _of_this_call(only_report(answer), script), answer.clock
 
     async def _uploaded(self, ref: SandboxRef, script: Script) -> str | None:
         """Where a script that is too large for the request now is; None for one that is not."""
@@ -186,6 +213,23 @@ class CommandActivities:
         return await progress_of(self._storage, step.ref.session_id, result)
 
 
+def _of_this_call(report: CallReport, script: Script) -> CallReport:
+    """The report. Raises ToolFailure when it tells nothing of this command."""
+    if report.state == "cleaned":
+        raise ToolFailure(
+            ErrorCode.CONFLICT,
+            "the command of this call id ran long ago, and its output has been cleaned away; nothing was run",
+            hint="Call under a new call id to run it again.",
+        )
+    if report.fingerprint not in {None, script.fingerprint}:
+        raise ToolFailure(
+            ErrorCode.CALL_ID_CONFLICT,
+            "another command was run in this sandbox under the same call id",
+            hint="Call again under a new call id.",
+        )
+    return report
+
+
 def _may_have_been_started() -> bool:
     """Whether an earlier request may have started the command: this is a retry, or the patient second try of a call,
     which is the one that has to send heartbeats."""
@@ -198,9 +242,13 @@ def _unsure(error: ApplicationError) -> ApplicationError | None:
     told = error.details[0] if error.details else None
     if not error.non_retryable or error.type in set(SandboxSignal) or not isinstance(told, ToolError):
         return None
-    if not _may_have_been_started() and not _follows_an_ambiguous_answer(error):
+    if not _is_unsure(error):
         return None
     return as_application_error(told.model_copy(update={"ambiguous": True}))
+
+
+def _is_unsure(error: BaseException) -> bool:
+    return _may_have_been_started() or _follows_an_ambiguous_answer(error)
 
 
 def _follows_an_ambiguous_answer(error: BaseException) -> bool:

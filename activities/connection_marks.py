@@ -14,7 +14,8 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from activities.clients import ConnectionUse, ProviderPool
 from activities.connections import DAYTONA, Connection, how_to_connect
-from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
+from activities.vault_faults import VaultFailure
+from sandhold.contracts.errors import ErrorCode, ToolError
 from sandhold.security import SecurityError
 from sandhold.vault import VaultError
 
@@ -51,10 +52,8 @@ class _Marking(ActivityInboundInterceptor):
                 if use.latest is None or use.refused is None:
                     raise
                 raise await self._refused(use.latest, use.refused, error) from error
-            except VaultError as error:
-                raise _untold(error) from error
-            except SecurityError as error:
-                raise _unreadable(error) from error
+            except (VaultError, SecurityError) as error:
+                raise VaultFailure(error) from error
             finally:
                 await self._mark(use)
             return result
@@ -114,21 +113,3 @@ def _what_to_do(connection: Connection, status: int) -> str:
     if connection.is_default:
         return f"The Daytona key of this deployment {what}. Tell the operator to replace SANDHOLD_DAYTONA_API_KEY."
     return f"The Daytona key of {connection.owner!r} {what}. {how_to_connect(connection.owner)}"
-
-
-def _untold(error: VaultError) -> ApplicationError:
-    """The failure of an attempt that needed something of the vault which that does not give."""
-    failure: ToolFailure = error.failure("the connection or a secret cannot be read")
-    told = failure.error
-    return ApplicationError(told.message, told, type=told.code, non_retryable=not told.retryable)
-
-
-def _unreadable(error: SecurityError) -> ApplicationError:
-    """The failure of an attempt that needed something of the vault which the key ring does not open."""
-    return as_application_error(
-        ToolError(
-            code=ErrorCode.INTERNAL,
-            message=f"the connection or a secret cannot be opened: {error}",
-            hint="Tell the operator: the key ring of the workers has to be that under which the vault was written.",
-        )
-    )

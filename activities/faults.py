@@ -28,6 +28,7 @@ from sandhold.contracts.errors import (
     from_provider,
     retry_after_s,
 )
+from sandhold.contracts.excerpts import beginning_of
 
 T = TypeVar("T")
 
@@ -159,4 +160,4 @@ def readable(message: str) -> str:
     text = _STEP_PREFIX.sub("", message)
     if markup := _MARKUP.search(text):
         text = text[: markup.start()]
-    return _UNPRINTABLE.sub(" ", text).strip()[:_TEXT_LIMIT]
+    return beginning_of(_UNPRINTABLE.sub(" ", text).strip(), _TEXT_LIMIT)

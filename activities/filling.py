@@ -14,12 +14,14 @@ from activities.heartbeats import heartbeats
 from activities.outcomes import arguments_of, failed_outcome, outcome_of
 from activities.provider import ProviderAccess
 from activities.session_owners import SessionOwners
+from activities.shown_texts import as_shown
 from activities.streams import SandboxStreams
 from activities.uploads import FileUploads, Settled, Upload, raise_if_storage_is_away
 from activities.workspaces.restore import WorkspaceRestore
 from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallOutcome
 from sandhold.contracts.errors import ToolFailure
+from sandhold.contracts.excerpts import beginning_of
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName
 from sandhold.contracts.steps import CallStep, FillStep, SandboxRef
 from sandhold.contracts.tools import CreateSandboxResult
@@ -122,11 +124,12 @@ class FillingActivities:
             await restore.run(ref, f"{call_id}%workspace")
         except ToolFailure as failure:
             raise_if_storage_is_away(failure)
-            told.error = failure.error
+            told.error = await as_shown(failure.error)
         report = restore.report
         told.files, told.bytes = report.files, report.bytes
         told.skipped_count = report.skipped_count
         told.files_skipped = [
-            each.model_copy(update={"path": each.path[:LISTED_CHARS]}) for each in report.skipped[:LISTED_ENTRIES]
+            each.model_copy(update={"path": beginning_of(each.path, LISTED_CHARS)})
+            for each in report.skipped[:LISTED_ENTRIES]
         ]
         return told

@@ -12,6 +12,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.heartbeats import heartbeats
 from activities.provider import ProviderAccess
+from activities.shown_texts import as_shown, shown_here
 from activities.streams import SandboxStreams
 from activities.workspaces.archive import SUFFIX
 from activities.workspaces.download import WorkspaceDownload
@@ -60,9 +61,9 @@ class _Effort(Message):
             effort.failed_at = None
         return effort
 
-    def note(self, failure: Exception, took_s: float) -> None:
+    async def note(self, failure: Exception, took_s: float) -> None:
         """That an attempt failed. Session storage that does not do its part costs none of the time."""
-        self.why = failure.message if isinstance(failure, ApplicationError) else _meaning_of(failure)
+        self.why = (await as_shown(_meaning_of(failure))).message
         if not _is_for_lack_of_storage(failure):
             self.spent_s += took_s
             self.failed_at = time.time()
@@ -95,14 +96,14 @@ class KeepingActivities:
             except ToolFailure as failure:
                 if not failure.error.retryable and not _is_refused(failure):
                     return SavedWorkspace(error=failure.error)
-                effort.note(failure, time.monotonic() - began)
+                await effort.note(failure, time.monotonic() - began)
                 raise as_application_error(failure.error, non_retryable=False) from failure
             except TimeoutError:
                 if not limit.expired():
                     raise
                 return SavedWorkspace(error=_out_of_time(step, effort))
             except Exception as failure:
-                effort.note(failure, time.monotonic() - began)
+                await effort.note(failure, time.monotonic() - began)
                 raise
             finally:
                 activity.heartbeat(effort.model_dump())
@@ -126,7 +127,9 @@ class KeepingActivities:
         except ApplicationError as error:
             if error.non_retryable:
                 raise
-            activity.logger.warning("a sandbox that waits to be saved did not answer", extra={"error": str(error)})
+            activity.logger.warning(
+                "a sandbox that waits to be saved did not answer", extra={"error": await shown_here(error)}
+            )
 
 
 class _Saving:
@@ -192,7 +195,9 @@ class _Saving:
         except ToolFailure as failure:
             if failure.error.retryable:
                 raise
-            activity.logger.warning("what a saved workspace lacks was not listed", extra={"error": str(failure)})
+            activity.logger.warning(
+                "what a saved workspace lacks was not listed", extra={"error": await shown_here(failure)}
+            )
             return None
         return f"/{path}"
 
@@ -206,8 +211,11 @@ def _out_of_time(step: SaveStep, effort: _Effort) -> ToolError:
     return ToolError(code=ErrorCode.TIMEOUT, message=f"{message}: {effort.why}" if effort.why else message)
 
 
-def _meaning_of(failure: Exception) -> str:
-    return failure.error.message if isinstance(failure, ToolFailure) else type(failure).__name__
+def _meaning_of(failure: Exception) -> ToolError:
+    if isinstance(failure, ToolFailure):
+        return failure.error
+    message = failure.message if isinstance(failure, ApplicationError) else type(failure).__name__
+    return ToolError(code=ErrorCode.INTERNAL, message=message)
 
 
 def _is_for_lack_of_storage(failure: Exception) -> bool:

@@ -22,6 +22,7 @@ from activities.faults import ProviderError, readable, request
 from activities.heartbeats import heartbeats
 from activities.provider import AT_REST, BROKEN, ENDING, STARTED, ProviderAccess, shown, state_of
 from activities.session_secrets import SessionSecrets
+from activities.shown_texts import shown_here
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, as_application_error
 from sandhold.contracts.names import Activity
 from sandhold.contracts.steps import (
@@ -132,7 +133,7 @@ class LifecycleActivities:
                 raise nothing_created(error) from error
             if error.fault.status in _REFUSED:
                 raise
-            activity.logger.info("the create was not answered as hoped, looking by name: %s", error)
+            activity.logger.info("the create was not answered as hoped, looking by name: %s", await shown_here(error))
             found = await self._access.find(step.ref)
             if found is None:
                 raise

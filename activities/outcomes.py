@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from activities.shown_texts import as_shown
 from sandhold.contracts.base import Message, Strict
 from sandhold.contracts.calls import (
     INLINE_LIMIT_BYTES,
@@ -55,10 +56,11 @@ async def arguments_of(storage: SessionStorage, step: CallStep, tool: ToolName, 
 async def outcome_of(storage: SessionStorage, session_id: str, call_id: str, result: Message) -> CallOutcome:
     """The outcome of a call that succeeded.
 
-    A result above LEDGER_RESULT_LIMIT_BYTES is in session storage when this returns, and above
-    INLINE_LIMIT_BYTES only there. Saying the same outcome again writes the same document again.
+    Errors in the result are told as they may be shown. A result above LEDGER_RESULT_LIMIT_BYTES is in session storage
+    when this returns, and above INLINE_LIMIT_BYTES only there. Saying the same outcome again writes the same document
+    again.
     """
-    value = result.model_dump(mode="json")
+    value = (await as_shown(result)).model_dump(mode="json")
     size = len(json_bytes(value))
     if size <= LEDGER_RESULT_LIMIT_BYTES:
         return CallOutcome(result=value)

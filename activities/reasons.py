@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.contracts.excerpts import end_of
 
 # In the C locale.
 _REASONS: tuple[tuple[str, ErrorCode, str | None], ...] = (
@@ -29,4 +30,4 @@ def failure_for(path: str, said: str) -> ToolFailure:
     for text, code, hint in _REASONS:
         if text in said.lower():
             return ToolFailure(code, f"{path}: {text}", hint=hint)
-    return ToolFailure(ErrorCode.INTERNAL, f"{path}: {said[-200:]}")
+    return ToolFailure(ErrorCode.INTERNAL, f"{path}: {end_of(said, 200)}")

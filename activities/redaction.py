@@ -1,33 +1,36 @@
 """Failures of activities leave the worker without secrets: in their messages, their details and all their causes.
 
-A failure that quotes none passes as it is.
+A failure that quotes none passes as it is, and so does one of the vault or the key ring, whose texts are ours.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
-import structlog
 from pydantic import BaseModel
 from temporalio.exceptions import ApplicationError, CancelledError, FailureError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from activities.redactors import Redactors, sandbox_of
+from activities.shown_texts import UNTOLD, Shown, ShownTexts, shown_error, texts_of
+from activities.vault_faults import VaultFailure
+from sandhold.contracts.errors import ToolError
+from sandhold.security import SecurityError
 from sandhold.security.process_secrets import redact_for_log, without_input
-from sandhold.security.redaction import Redactor
+from sandhold.vault import VaultError
 
-log = structlog.get_logger("failures")
-
-_UNTOLD = "what failed is not told: nobody knows now what of it is secret"
+_OURS = (VaultFailure, VaultError, SecurityError)
+"""What these say is all by us, and nothing of it secret."""
 
 
 class RedactedFailures(Interceptor):
     """Redacts what an activity raises, by the secrets of the session that it worked for and those of this process.
 
-    It stands outside of all that looks at failures. When the session's secrets cannot be known no text is told.
+    It stands outside of all that looks at failures. When the session's secrets cannot be known no text of others is
+    told: type and typed fields of an error are all the same.
     """
 
     def __init__(self, redactors: Redactors) -> None:
@@ -46,31 +49,23 @@ class _Redacting(ActivityInboundInterceptor):
         try:
             return await super().execute_activity(input)
         except (Exception, asyncio.CancelledError) as failure:
-            told = redacted_failure(failure, await self._text(input))
+            shown = await ShownTexts(self._redactors, sandbox_of(input.args)).shown()
+            told = redacted_failure(failure, shown)
             if told is failure:
                 raise
             raise told from told.__cause__
 
-    async def _text(self, input: ExecuteActivityInput) -> Callable[[str], str]:  # noqa: A002
-        """What makes a text of this activity one that may be told."""
-        ref = sandbox_of(input.args)
-        redactor = Redactor({})
-        if ref is not None:
-            try:
-                redactor = await self._redactors.of(ref)
-            except Exception as error:
-                log.warning("failures are told without their text", session=ref.session_id, reason=type(error).__name__)
-                return _untold
-        return lambda text: redactor.redact_text(redact_for_log(text))
 
-
-def _untold(text: str) -> str:
-    return _UNTOLD if text else text
-
-
-def redacted_failure(failure: BaseException, shown: Callable[[str], str]) -> BaseException:
+def redacted_failure(failure: BaseException, of_others: Shown) -> BaseException:
     """The failure if nothing in it changes, else one that means the same to Temporal and to workflows."""
     chain = list(_chain(failure))
+    # Also where others pass them on.
+    ours = {text for each in chain if isinstance(each, _OURS) for text in _texts(each)}
+
+    def shown(text: str) -> str:
+        told = of_others(text)
+        return redact_for_log(text) if told == UNTOLD and text in ours else told
+
     if all(shown(without_input(text)) == text for each in chain for text in _texts(each)):
         return failure
     told: BaseException | None = None
@@ -83,7 +78,7 @@ def redacted_failure(failure: BaseException, shown: Callable[[str], str]) -> Bas
     return told
 
 
-def _told(failure: BaseException, shown: Callable[[str], str]) -> BaseException:
+def _told(failure: BaseException, shown: Shown) -> BaseException:
     if isinstance(failure, asyncio.CancelledError):
         return asyncio.CancelledError(shown(str(failure)))
     if isinstance(failure, CancelledError):
@@ -118,7 +113,9 @@ def _texts(failure: BaseException) -> Iterator[str]:
 
 
 def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, BaseModel):
+    if isinstance(value, ToolError):
+        yield from texts_of(value)
+    elif isinstance(value, BaseModel):
         yield from _strings(dict(value))
     elif isinstance(value, dict):
         for name, each in value.items():
@@ -131,7 +128,9 @@ def _strings(value: object) -> Iterator[str]:
         yield value
 
 
-def _value(value: Any, shown: Callable[[str], str]) -> Any:
+def _value(value: Any, shown: Shown) -> Any:
+    if isinstance(value, ToolError):
+        return shown_error(value, shown)
     if isinstance(value, BaseModel):
         return value.model_copy(update={name: _value(each, shown) for name, each in value})
     if isinstance(value, dict):

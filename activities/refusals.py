@@ -5,6 +5,7 @@ from __future__ import annotations
 from activities.launcher import Refusal, Script
 from activities.launcher.access import torn
 from sandhold.contracts.errors import ErrorCode, ToolFailure
+from sandhold.contracts.excerpts import beginning_of
 
 
 def start_refused(refusal: Refusal, script: Script) -> Exception:
@@ -32,7 +33,7 @@ def start_refused(refusal: Refusal, script: Script) -> Exception:
             return _disk_full("nothing was run")
         case kind:
             # The upload was lost, or no process could be started.
-            return torn(f"the command was not started ({kind}) {refusal.detail[:300]}".rstrip())
+            return torn(f"the command was not started ({kind}) {beginning_of(refusal.detail, 300)}".rstrip())
 
 
 def sending_refused(refusal: Refusal, call_id: str) -> Exception:
@@ -67,7 +68,7 @@ def _folder_refused(detail: str, consequence: str) -> ToolFailure:
         return _disk_full(consequence)
     return ToolFailure(
         ErrorCode.PERMISSION_DENIED,
-        f"the folder for commands cannot be written: {detail[:300]}",
+        f"the folder for commands cannot be written: {beginning_of(detail, 300)}",
         hint="~/.sandhold must be a directory that the sandbox's user can write to.",
     )
 

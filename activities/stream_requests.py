@@ -18,8 +18,10 @@ from temporalio.exceptions import ApplicationError
 from activities.deadlines import time_left_s
 from activities.faults import ProviderError, request
 from activities.provider import ProviderAccess
+from activities.shown_texts import shown_here
 from activities.stream_scripts import COMMAND, DROP, PREPARE, PUT, TAKE, Told, told
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
+from sandhold.contracts.excerpts import beginning_of
 from sandhold.contracts.names import call_folder
 from sandhold.contracts.steps import SandboxRef
 
@@ -211,7 +213,7 @@ class StreamRequests:
             raise as_application_error(
                 ToolError(
                     code=ErrorCode.PROVIDER_UNAVAILABLE,
-                    message=f"a request to the sandbox was cut short; it printed {output[:200]!r}",
+                    message=f"a request to the sandbox was cut short; it printed {beginning_of(output, 200)!r}",
                     retryable=True,
                 ),
                 non_retryable=False,
@@ -244,6 +246,6 @@ async def again_and_again(attempt: Callable[[], Awaitable[T]]) -> T:
                 raise
             asked = error.next_retry_delay
             asked_s = 0.0 if asked is None else min(asked.total_seconds(), LONGEST_ASKED_PAUSE_S)
-            activity.logger.warning("a request of a stream is made again", extra={"error": str(error)})
+            activity.logger.warning("a request of a stream is made again", extra={"error": await shown_here(error)})
             await asyncio.sleep(max(pause_s, asked_s))
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)

@@ -22,6 +22,7 @@ from activities.launcher import Script, start_request, stop_request
 from activities.launcher.access import Launcher
 from activities.provider import ProviderAccess
 from activities.refusals import start_refused
+from activities.shown_texts import shown_here
 from activities.stream_requests import SAID_BYTES, Spool, StreamBroken, StreamEnd, StreamRequests, again_and_again
 from activities.stream_scripts import RECEIVE, SEND
 from sandhold.contracts.errors import ErrorCode, ToolFailure
@@ -250,7 +251,7 @@ class SandboxStreams:
                 await self._launcher.ask(spool.ref, stop_request(spool.stream_id, grace_s=STOP_GRACE_S))
             await self._requests.drop(spool.ref, [spool.path])
         except ApplicationError as error:
-            activity.logger.warning("a stream was left in its sandbox", extra={"error": str(error)})
+            activity.logger.warning("a stream was left in its sandbox", extra={"error": await shown_here(error)})
 
 
 async def _given_up(task: asyncio.Future[T]) -> None:

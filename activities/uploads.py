@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 from activities.arrivals import Arrivals
 from activities.files import absolute
+from activities.shown_texts import as_shown
 from activities.workspaces.restore import WorkspaceRestore
 from sandhold.contracts.base import Message
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
+from sandhold.contracts.excerpts import beginning_of
 from sandhold.contracts.session_paths import session_path
 from sandhold.contracts.steps import SandboxRef
 from sandhold.contracts.transfers import FailedUpload, PushFilesResult, UploadFile
@@ -99,9 +101,9 @@ class FileUploads:
         try:
             return await self._brought(stream_id, file)
         except ToolFailure as failure:
-            error = failure.error
             raise_if_storage_is_away(failure)
-            return Settled(error=error.model_copy(update={"message": error.message[:_MESSAGE_CHARS]}))
+            error = await as_shown(failure.error)
+            return Settled(error=error.model_copy(update={"message": beginning_of(error.message, _MESSAGE_CHARS)}))
 
     async def _brought(self, stream_id: str, file: UploadFile) -> Settled:
         source = session_path(file.session_path)

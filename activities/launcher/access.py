@@ -12,6 +12,7 @@ from activities.launcher.answer import Answer, CallReport, TornAnswer, parse_ans
 from activities.launcher.request import UPLOADS, LauncherRequest
 from activities.provider import ProviderAccess
 from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
+from sandhold.contracts.excerpts import beginning_of
 from sandhold.contracts.steps import SandboxRef
 
 ANSWER_MARGIN_S = 0.8
@@ -72,6 +73,6 @@ def not_kept_from_starting() -> ApplicationError:
 def torn(why: str) -> ApplicationError:
     """The failure for an answer that tells nothing: to be asked for again."""
     return as_application_error(
-        ToolError(code=ErrorCode.PROVIDER_UNAVAILABLE, message=why[:500], retryable=True, ambiguous=True),
+        ToolError(code=ErrorCode.PROVIDER_UNAVAILABLE, message=beginning_of(why, 500), retryable=True, ambiguous=True),
         non_retryable=False,
     )

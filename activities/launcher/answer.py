@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
+from sandhold.contracts.excerpts import beginning_of
+
 State = Literal["ended", "running", "interrupted", "cleaned", "absent"]
 """`interrupted`: started, without an end, and nothing runs it. `cleaned`: over, and its folder was removed."""
 Reason = Literal["timed_out", "cancelled", "output_limit"]
@@ -18,7 +20,7 @@ class TornAnswer(Exception):
     """The output does not hold a whole answer: the launcher was killed, or something else ran in its place."""
 
     def __init__(self, why: str, output: str) -> None:
-        super().__init__(f"{why}; the request printed {output[:200]!r}")
+        super().__init__(f"{why}; the request printed {beginning_of(output, 200)!r}")
 
 
 @dataclass(frozen=True)

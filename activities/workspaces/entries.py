@@ -8,6 +8,7 @@ from typing import Literal
 from activities.tar import BLOCK, EntryKind, TarEntry, plain_file
 from activities.workspaces.names import SeenNames
 from activities.workspaces.selection import Selection
+from sandhold.contracts.excerpts import beginning_of
 from sandhold.contracts.workspaces import LISTED_ENTRIES, SkippedEntry, SkipReason
 
 Format = Literal["files", "archive"]
@@ -221,8 +222,8 @@ def _relative(name: bytes) -> bytes | None:
 
 def readable(name: bytes) -> str:
     """A name for a person; bytes that are not UTF-8 as escapes, and cut when it is too long for a name."""
-    shown = name[:LONGEST_NAME_BYTES].decode("utf-8", "backslashreplace")
-    return shown if len(name) <= LONGEST_NAME_BYTES else f"{shown}..."
+    shown = name.decode("utf-8", "backslashreplace")
+    return shown if len(name) <= LONGEST_NAME_BYTES else beginning_of(shown, LONGEST_NAME_BYTES)
 
 
 # GNU tar's names are escaped, colons among them; busybox's are as they are, some behind its own words.

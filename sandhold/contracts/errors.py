@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from sandhold.contracts.base import Message
+from sandhold.contracts.excerpts import beginning_of
 
 if TYPE_CHECKING:
     from temporalio.exceptions import ApplicationError
@@ -185,7 +186,7 @@ _MESSAGE_LIMIT = 500
 def from_provider(fault: ProviderFault) -> ToolError:
     """What a fault of the provider means for the caller, by the table above."""
     rule = next(rule for rule in PROVIDER_ERRORS if rule.matches(fault))
-    told = fault.message.strip()[:_MESSAGE_LIMIT]
+    told = beginning_of(fault.message.strip(), _MESSAGE_LIMIT)
     if fault.status is not None:
         what = f"the provider answered {fault.status}"
     else:

@@ -96,7 +96,7 @@ class SecretRegistry:
                 batches = [batch for batch in (self._lasting, *self._in_use.values()) if batch.labels]
                 self._redactor = Redactor(JoinedValues([batch.values() for batch in batches]))
             redactor = self._redactor
-        return redactor.redact_text(without_input(text))
+        return redactor.redact_excerpt(without_input(text))
 
     def _with_room(self, size: int) -> _Batch:
         """The batch for a new secret."""

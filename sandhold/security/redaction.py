@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from sandhold.contracts.excerpts import CUT
 from sandhold.security.known_values import JoinedValues, KnownValues
 from sandhold.security.token_shapes import (
     LEAST_CUT,
@@ -116,6 +117,19 @@ class Redactor:
         data = text.encode("utf-8", "surrogatepass")
         shown = self.redact(data)
         return text if shown == data else shown.decode("utf-8", "surrogatepass")
+
+    def redact_excerpt(self, text: str) -> str:
+        """As `redact_text`, for a text of which something may have been left out where the mark CUT stands: what may be
+        a part of a secret beside it is redacted as well."""
+        parts = self.redact_text(text).split(CUT)
+        if len(parts) == 1:
+            return parts[0]
+        last = len(parts) - 1
+        return CUT.join(self._part(part, begins=at == 0, ends=at == last) for at, part in enumerate(parts))
+
+    def _part(self, text: str, *, begins: bool, ends: bool) -> str:
+        pieces = self.pieces(text.encode("utf-8", "surrogatepass"), begins=begins, ends=ends)
+        return b"".join(piece.data for piece in pieces).decode("utf-8", "surrogatepass")
 
     def pieces(self, data: bytes, *, begins: bool = True, ends: bool = True) -> list[Piece]:
         """A window of a stream. Together the pieces stand for all of `data`.

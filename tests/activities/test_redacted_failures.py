@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -18,11 +19,17 @@ from activities.faults import ProviderError
 from activities.outages import Outages
 from activities.redaction import RedactedFailures
 from activities.redactors import Redactors
+from activities.shown_texts import UNTOLD
 from activities.storage_faults import StorageFaults
-from sandhold.contracts.errors import ErrorCode, ProviderFault, ToolError
+from activities.vault_faults import VaultFailure
+from sandhold.contracts.errors import ErrorCode, ProviderFault, ToolError, as_application_error
+from sandhold.contracts.names import Activity
 from sandhold.contracts.steps import CallStep, SandboxRef
+from sandhold.security import SecurityError
+from sandhold.security.errors import KeyUnknown
 from sandhold.storage.errors import StorageUnavailable
 from sandhold.temporal import PLAIN_CONVERTER
+from sandhold.vault import VaultError, VaultRefused, VaultUnavailable
 
 SECRET = "correct-horse-battery"
 TOKEN = "ghp_" + "a1B2" * 9
@@ -61,14 +68,17 @@ async def raised(
     implicit: bool = False,
     known: Known | None = None,
     step: Any = STEP,
+    activity_type: str = "unknown",
 ) -> tuple[BaseException, Failure]:
     """What leaves the worker, and how Temporal writes it down."""
     failing = Failing(failure, cause, implicit=implicit)
     inner = Outages().intercept_activity(StorageFaults().intercept_activity(failing))
     chain = RedactedFailures(Redactors(known or Known())).intercept_activity(inner)
     asked = ExecuteActivityInput(fn=raised, args=[step], executor=None, headers={})
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(environment.info, activity_type=activity_type)
     with pytest.raises(BaseException) as found:  # noqa: PT011
-        await ActivityEnvironment().run(chain.execute_activity, asked)
+        await environment.run(chain.execute_activity, asked)
     written = Failure()
     await PLAIN_CONVERTER.encode_failure(found.value, written)
     return found.value, written
@@ -158,4 +168,56 @@ async def test_no_text_is_told_when_nobody_knows_what_is_secret() -> None:
     assert isinstance(told, ApplicationError)
     assert told.type == "timeout"
     assert told.details[0].code is ErrorCode.TIMEOUT
+    assert SECRET not in str(written)
+
+
+VAULT_FAULTS = [
+    VaultUnavailable("the vault's database could not be reached"),
+    VaultRefused("the vault's database refuses access"),
+    KeyUnknown("k-1", removed=True),
+]
+
+
+@pytest.mark.parametrize("fault", VAULT_FAULTS, ids=lambda fault: type(fault).__name__)
+async def test_what_the_vault_says_of_itself_is_told_as_it_is_while_it_is_away(
+    fault: VaultError | SecurityError,
+) -> None:
+    told, written = await raised(VaultFailure(fault, ambiguous=True), fault, known=Known(fault))
+    assert isinstance(told, VaultFailure)
+    assert str(fault) in told.message
+    assert told.details[0].hint
+    assert written.cause.message == str(fault)
+    plain, _ = await raised(fault, known=Known(fault))
+    assert plain is fault
+
+
+async def test_it_is_told_so_also_by_whoever_passes_it_on() -> None:
+    fault = VaultUnavailable("the vault's database could not be reached")
+    told, written = await raised(
+        VaultFailure(fault), ValueError(SECRET), known=Known(fault), activity_type=Activity.PUSH_FILES
+    )
+    assert isinstance(told, ApplicationError)
+    assert not isinstance(told, VaultFailure), "it was given a pause"
+    assert told.next_retry_delay is not None
+    assert told.details[0].message == told.message == f"the connection or a secret cannot be read: {fault}"
+    assert (told.details[0].hint, told.details[0].retryable) == (fault.hint, True)
+    assert SECRET not in str(written)
+
+
+async def test_errors_of_others_keep_all_but_their_texts_while_the_vault_is_away() -> None:
+    error = ToolError(
+        code=ErrorCode.CONNECTION_REQUIRED,
+        message=SECRET,
+        hint=SECRET,
+        retryable=True,
+        ambiguous=True,
+        provider="daytona",
+        sandbox_ids=["box"],
+        workflow_id="sandbox/s/box",
+    )
+    failure = as_application_error(error)
+    told, written = await raised(failure, known=Known(VaultUnavailable("away")))
+    assert isinstance(told, ApplicationError)
+    assert (told.type, told.non_retryable) == (ErrorCode.CONNECTION_REQUIRED, True)
+    assert list(told.details) == [error.model_copy(update={"message": UNTOLD, "hint": None})]
     assert SECRET not in str(written)

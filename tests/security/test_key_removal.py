@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,9 +13,8 @@ import pytest
 from pydantic import SecretStr
 from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
 
 from sandhold.client import Session
 from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, SESSION_WORKFLOW
@@ -30,6 +28,7 @@ from sandhold.temporal import data_converter
 from tests.cli.process import Finished
 from tests.cli.process import sandhold as run
 from tests.local_daytona_server import LocalDaytona
+from tests.security import holding
 from tests.stack import Stack, environment_of, replayer, running_stack, running_temporal
 from tests.workflows.calls import creates, exec_ok
 from tests.workflows.waiting import eventually
@@ -57,8 +56,7 @@ class Deployment:
         return finished.document
 
     async def runs(self, query: str = "") -> list[WorkflowExecution]:
-        listed = self.temporal.list_workflows(query)
-        return [WorkflowExecution(workflow_id=each.id, run_id=each.run_id) async for each in listed]
+        return await holding.executions(self.temporal, query)
 
     async def first_keys(self, workflow_id: str) -> set[str]:
         """The keys under which the payloads are with which the present run began."""
@@ -77,29 +75,13 @@ class Deployment:
 
         await eventually(missing, lambda ids: not ids, "a clean-up", pause_s=1)
 
-    async def delete(self, execution: WorkflowExecution) -> None:
-        request = DeleteWorkflowExecutionRequest(namespace=self.temporal.namespace, workflow_execution=execution)
-        with contextlib.suppress(RPCError):  # Deleted already, and listed a little longer.
-            await self.temporal.workflow_service.delete_workflow_execution(request)
-
-    async def delete_all(self) -> None:
-        """Have Temporal forget every execution."""
-
-        async def left() -> int:
-            for execution in await self.runs():
-                await self.delete(execution)
-            return len(await self.runs())
-
-        await eventually(left, lambda count: count == 0, "no execution at all", pause_s=0.2)
-
 
 @pytest.fixture
 async def deployment(
     stack_daytona: LocalDaytona, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Deployment]:
     """One of its own. What counts in minutes elsewhere counts in seconds here."""
-    monkeypatch.setattr(removal, "MARGIN", timedelta(seconds=rotation.SETTLES_S))
-    monkeypatch.setattr(removal, "LISTED_AFTER", timedelta(seconds=2))
+    holding.settle_soon(monkeypatch)
     ring = FileKeyRing(tmp_path / "ring.json")
     ring.create()
     async with running_temporal() as server:
@@ -189,7 +171,7 @@ async def test_keys_turn_twice_under_load_and_the_first_goes_when_nothing_can_ne
     assert listed[first]["used"] == {"vault": 0, "storage": 0, "executions": len(await deployment.runs())}
     assert listed[third]["used"]["vault"] == 1
 
-    await deployment.delete_all()
+    await holding.forgotten(deployment.temporal)
     # A clean-up that began while the key was used has left its result with the schedule, until the next one.
     await deployment.cleaned(after=datetime.now(UTC))
     assert await deployment.ok("remove", first) == {"id": first, "state": "removed"}

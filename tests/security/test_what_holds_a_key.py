@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from temporalio import activity, workflow
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, CLEAN_STORAGE_WORKFLOW, SANDBOX_WORKFLOW
@@ -27,7 +23,7 @@ from sandhold.security.key_rings import EnvironmentKeyRing, FileKeyRing
 from sandhold.security.removal import KeyNeeded, Removal, Times
 from sandhold.security.rotation import rewrap, verify, with_fresh_primary
 from sandhold.temporal import data_converter
-from tests.security.holding import MemoryValues, place
+from tests.security.holding import SETTLES_S, MemoryValues, forgotten, place, settle_soon
 from tests.stack import running_temporal
 from tests.workflows.waiting import eventually
 
@@ -121,7 +117,10 @@ async def test_a_heartbeat_of_an_activity_that_still_runs_is_found(temporal: Cli
         end.set()
 
 
-async def test_a_result_that_a_paused_schedule_keeps_holds_its_key(temporal: Client, tmp_path: Path) -> None:
+async def test_a_result_that_a_paused_schedule_keeps_holds_its_key(
+    temporal: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle_soon(monkeypatch)
     ring = FileKeyRing(tmp_path / "ring.json")
     ring.create()
     old = ring.document().primary.id
@@ -146,21 +145,11 @@ async def test_a_result_that_a_paused_schedule_keeps_holds_its_key(temporal: Cli
     async with worker(client):
         await cleaned()
         ring.change(with_fresh_primary(ring.document()))
-        await asyncio.sleep(5)
+        await asyncio.sleep(SETTLES_S)
         assert await renew_schedules(client) == [CLEAN_STORAGE_SCHEDULE]
 
         # Temporal forgets the clean-up; what its schedule keeps of it stays.
-        async def left() -> int:
-            query = f"WorkflowType = '{CLEAN_STORAGE_WORKFLOW}'"
-            found = [each async for each in client.list_workflows(query)]
-            for each in found:
-                execution = WorkflowExecution(workflow_id=each.id, run_id=each.run_id)
-                request = DeleteWorkflowExecutionRequest(namespace=client.namespace, workflow_execution=execution)
-                with contextlib.suppress(RPCError):  # Deleted already, and listed a little longer.
-                    await client.workflow_service.delete_workflow_execution(request)
-            return len(found)
-
-        await eventually(left, lambda count: count == 0, "no clean-up", pause_s=0.2)
+        await forgotten(client, f"WorkflowType = '{CLEAN_STORAGE_WORKFLOW}'")
         assert await refusal() == {"schedules"}, "paused by an operator, it is not run; it keeps the result"
 
         await cleaned()
