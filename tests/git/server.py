@@ -59,6 +59,7 @@ class GitServer:
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a request hangs."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    """Requests that hang are answered with a 503 once it is set."""
 
     def reset(self) -> None:
         """As it was at first, but for the repositories."""
@@ -70,6 +71,7 @@ class GitServer:
         self.pause_s = 0.0
         self.pausing = None
         self.reached.clear()
+        self.released.clear()
 
     def tokens_at(self, host: str) -> set[str]:
         """The credentials that were sent to a host."""

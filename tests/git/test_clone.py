@@ -346,7 +346,7 @@ async def test_a_redirect_within_the_host_is_followed_with_the_credential(
 
 async def test_twenty_clones_at_once_are_minted_within_the_limits(git: GitStack) -> None:
     session = await git.session()
-    sandboxes = await asyncio.gather(*(git.sandbox(session) for _ in range(2)))
+    sandboxes = await asyncio.gather(*(git.sandbox(session) for _ in range(4)))
     told = ({"Retry-After": "1"}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"})
     git.api.answers.extend(Canned(403, headers) for headers in told)
     cloned = await asyncio.gather(
