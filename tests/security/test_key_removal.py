@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import gt
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 
-from sandhold.client import Session
-from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, SESSION_WORKFLOW
+from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, SESSION_WORKFLOW, sandbox_workflow_id
 from sandhold.schedules import ensure_schedules
 from sandhold.security import removal, rotation
 from sandhold.security.executions import OUR_WORKFLOWS, Executions, Span, keys_in
@@ -29,6 +29,7 @@ from tests.cli.process import Finished
 from tests.cli.process import sandhold as run
 from tests.local_daytona_server import LocalDaytona
 from tests.security import holding
+from tests.security.load import Load, load
 from tests.stack import Stack, environment_of, replayer, running_stack, running_temporal
 from tests.workflows.calls import creates, exec_ok
 from tests.workflows.waiting import eventually
@@ -105,61 +106,54 @@ def kinds(refused: Finished) -> set[str]:
     return {reason["kind"] for reason in refused.document["error"]["reasons"]}
 
 
-class Caller:
-    """Calls a sandbox without a pause, and fails with the first call that does."""
+async def rotated_under(running: Load, deployment: Deployment) -> str:
+    """Turn the key while everybody goes on; the new one, under which all is now that can be."""
 
-    def __init__(self, session: Session, box: str) -> None:
-        self._session, self._box = session, box
-        self.calls = 0
-        self._task = asyncio.create_task(self._call())
-        self._stop = False
+    async def runs() -> list[int]:
+        return [(await deployment.stack.status(used.session, used.box)).runs for used in running.used]
 
-    async def _call(self) -> None:
-        while not self._stop:
-            said = await exec_ok(self._session, self._box, f"echo {self.calls}", output="normal")
-            assert said["stdout"] == f"{self.calls}\n"
-            self.calls += 1
-
-    async def stop(self) -> int:
-        self._stop = True
-        await self._task
-        return self.calls
+    before = await runs()
+    once = await deployment.ok("rotate")
+    assert (once["ok"], once["added"], once["primary"]) == (True, True, deployment.primary)
+    done = counts(once)
+    # A connection, a secret that stays and one that changes; a key for the storage of each session.
+    assert done["vault"][0] >= 5
+    assert done["storage"][0] >= 4
+    assert (done["vault"][2], done["storage"][2]) == (0, 0)
+    assert once["schedules"] == [CLEAN_STORAGE_SCHEDULE]
+    assert (once["sandboxes"]["asked"] >= 4, once["sandboxes"]["failed"]) == (True, {})
+    await eventually(runs, lambda now: all(map(gt, now, before)), "another run of each sandbox")
+    for used in running.used:
+        workflow_id = sandbox_workflow_id(used.session.session_id, used.box)
+        assert await deployment.first_keys(workflow_id) == {deployment.primary}
+    await running.everybody_goes_on()
+    listed = {row["id"]: row["used"] for row in (await deployment.ok("list", "--used"))["keys"]}
+    for key, used_by in listed.items():
+        assert (used_by["vault"] > 0, used_by["storage"] > 0) == (key == deployment.primary, key == deployment.primary)
+    return deployment.primary
 
 
 async def test_keys_turn_twice_under_load_and_the_first_goes_when_nothing_can_need_it(deployment: Deployment) -> None:
     stack = deployment.stack
     first = deployment.primary
     await stack.vault.put_connection("alice", "daytona", SecretStr("dtn_" + "a" * 40), replaces=0)
-    session = await stack.open()
-    box = await creates(session)
-    await session.files.write("note.txt", b"kept")
-    caller = Caller(session, box)
 
-    once = await deployment.ok("rotate")
-    second = deployment.primary
-    assert (once["ok"], once["added"], once["primary"]) == (True, True, second)
-    assert counts(once) == {"vault": (1, 0, 0), "storage": (1, 0, 0)}
-    assert once["schedules"] == [CLEAN_STORAGE_SCHEDULE]
-    assert once["sandboxes"] == {"asked": 1, "failed": {}}
-    await eventually(lambda: stack.status(session, box), lambda status: status.runs == 2, "a second run")
-    status = await stack.status(session, box)
-    assert await deployment.first_keys(status.workflow_id) == {second}
-
-    twice = await deployment.ok("rotate")
-    third = deployment.primary
+    async with load(stack) as running:
+        await running.everybody_goes_on()
+        second = await rotated_under(running, deployment)
+        refused = await deployment.keys("remove", first)
+        assert "executions" in kinds(refused)
+        third = await rotated_under(running, deployment)
     assert len({first, second, third}) == 3
-    assert counts(twice) == {"vault": (1, 0, 0), "storage": (1, 0, 0)}
-    await eventually(lambda: stack.status(session, box), lambda status: status.runs == 3, "a third run")
-    assert await caller.stop() > 0
 
-    # The session itself began under the first key, and is open.
+    # The sessions themselves began under the first key, and are open.
     refused = await deployment.keys("remove", first)
     assert "executions" in kinds(refused)
-    [told] = [each for each in refused.document["error"]["reasons"] if SESSION_WORKFLOW in each["text"]]
-    assert (told["count"], told["examples"]) == (1, [session.workflow_id])
+    [told] = [each for each in refused.document["error"]["reasons"] if f"open {SESSION_WORKFLOW}" in each["text"]]
+    assert (told["count"], set(told["examples"])) == (4, {used.session.workflow_id for used in running.used})
     assert deployment.ring.document().find(first) is not None
 
-    await session.end()
+    await asyncio.gather(*(used.session.end() for used in running.used))
     refused = await deployment.keys("remove", first)
     assert "executions" in kinds(refused)
     assert all(
@@ -168,8 +162,8 @@ async def test_keys_turn_twice_under_load_and_the_first_goes_when_nothing_can_ne
 
     listed = {row["id"]: row for row in (await deployment.ok("list", "--used"))["keys"]}
     assert [listed[key]["state"] for key in (first, second, third)] == ["decrypt_only", "decrypt_only", "primary"]
-    assert listed[first]["used"] == {"vault": 0, "storage": 0, "executions": len(await deployment.runs())}
-    assert listed[third]["used"]["vault"] == 1
+    assert (listed[first]["used"]["vault"], listed[first]["used"]["storage"]) == (0, 0)
+    assert listed[first]["used"]["executions"] >= 8, "sessions and the first runs of their sandboxes"
 
     await holding.forgotten(deployment.temporal)
     # A clean-up that began while the key was used has left its result with the schedule, until the next one.
