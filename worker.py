@@ -37,6 +37,9 @@ from activities.connection_marks import ConnectionMarks
 from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
+from activities.git_clones import GitCloneActivities
+from activities.git_tokens import CloneTokens
+from activities.github_faults import GitHubFaults
 from activities.interruptions import InterruptionActivities
 from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
@@ -52,6 +55,7 @@ from activities.statuses import StatusActivities
 from activities.storage_faults import StorageFaults
 from activities.workspace import WorkspaceActivities
 from sandhold.contracts.names import WORKER_DEPLOYMENT, follow_queue
+from sandhold.github import GitHub
 from sandhold.health import PolledQueue, WorkerProbe, health_endpoint
 from sandhold.logs import configure_logging, core_logging, register_settings
 from sandhold.replay_order import ReplayableRunner
@@ -100,7 +104,7 @@ class Activities:
 
 
 def activities_of(
-    client: Client, settings: Settings, access: ProviderAccess, vault: Vault, ring: KeyRing
+    client: Client, settings: Settings, access: ProviderAccess, vault: Vault, ring: KeyRing, github: GitHub
 ) -> Activities:
     """Every activity, with what it needs."""
     all_storage = SessionStorage.open(settings.storage_location, ring)
@@ -110,6 +114,8 @@ def activities_of(
     files = FileActivities(access, storage)
     redactors = Redactors(secrets)
     commands = CommandActivities(access, storage, redactors, secrets)
+    tokens = CloneTokens(github, vault, secrets.run_of)
+    clones = GitCloneActivities(access, storage, commands, redactors, github, tokens)
     command_io = CommandIoActivities(access, storage, redactors)
     following = FollowingActivities(access, storage, redactors)
     interruptions = InterruptionActivities(storage, redactors)
@@ -129,6 +135,8 @@ def activities_of(
             files.write_file,
             commands.run_command,
             commands.stop_commands,
+            clones.clone_repository,
+            clones.finish_clone,
             command_io.read_output,
             command_io.write_input,
             command_io.signal_command,
@@ -145,7 +153,7 @@ def activities_of(
             filling.push_files,
         ],
         around=[RedactedFailures(redactors), RedactedErrors(redactors)],
-        within=[ConnectionMarks(access.pool)],
+        within=[ConnectionMarks(access.pool), GitHubFaults()],
     )
 
 
@@ -275,10 +283,12 @@ async def serve(settings: Settings) -> None:
         pool = ProviderPool(settings, vault)
         resources.push_async_callback(pool.close)
         access = ProviderAccess(pool, settings, deployment)
+        github = GitHub(settings, vault)
+        resources.push_async_callback(github.close)
         calls, followers = build_workers(
             client,
             settings.task_queue,
-            activities=activities_of(client, settings, access, vault, ring),
+            activities=activities_of(client, settings, access, vault, ring, github),
             build_id=settings.build_id,
             identity=identity,
         )

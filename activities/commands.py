@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
@@ -39,7 +40,7 @@ from activities.vault_faults import VaultFailure
 from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure, as_application_error
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName
 from sandhold.contracts.steps import CommandPlace, CommandProgress, CommandStep, SandboxRef, StopCommandsStep
-from sandhold.contracts.tools import ExecArguments, ExecResult
+from sandhold.contracts.tools import ExecArguments, ExecResult, OutputDetail
 from sandhold.security import SecurityError
 from sandhold.security.redaction import Redactor
 from sandhold.storage import SegmentWriter, SessionStorage, Stream
@@ -51,6 +52,17 @@ TIMEOUT_GRACE_S = 2.0
 """Between TERM and KILL for a command whose time is up, or that wrote too much."""
 STOPS_AT_ONCE = 16
 _NOTHING_RUNS = frozenset({SandboxSignal.NOT_STARTED.value, SandboxSignal.LOST.value})
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run, and how."""
+
+    script: Script
+    output: OutputDetail
+    timeout_s: float | None
+    background: bool = False
+    stdin: bool = False
 
 
 class CommandActivities:
@@ -75,22 +87,48 @@ class CommandActivities:
         outcome. A short command costs one provider request. A command that was started before is found also while its
         secrets cannot be read, and is left to a follower.
         """
+
+        async def order() -> Order:
+            arguments = await arguments_of(self._storage, step, ToolName.EXEC, ExecArguments)
+            return Order(
+                _script(arguments),
+                arguments.output,
+                _timeout_s(step, arguments),
+                background=arguments.background,
+                stdin=arguments.stdin,
+            )
+
+        async def environment() -> tuple[Redactor, Mapping[str, str]]:
+            # Both before the command: what cannot be shown is not run. To the second, what was replaced between the two
+            # is known as an earlier value.
+            variables = await self._secrets.environment(step.ref, step.secret_env)
+            return await self._redactors.of(step.ref, fresh=bool(step.secret_env)), variables
+
+        return await self.start(step, order, environment)
+
+    async def start(
+        self,
+        step: CommandStep,
+        order_of: Callable[[], Awaitable[Order]],
+        environment_of: Callable[[], Awaitable[tuple[Redactor, Mapping[str, str]]]],
+    ) -> CommandProgress:
+        """Start what is ordered, or find it: what `run_command` promises, for any command.
+
+        `environment_of` gives what it gets besides the sandbox's own environment, and the redactor for what it prints.
+        """
         async with heartbeats_if_wanted():
             try:
-                arguments = await arguments_of(self._storage, step, ToolName.EXEC, ExecArguments)
-                timeout_s = _timeout_s(step, arguments)
-                script = _script(arguments)
+                order = await order_of()
+                script = order.script
                 redactor: Redactor | None = None
                 try:
-                    # Before the command: what cannot be shown is not run.
-                    redactor = await self._redactors.of(step.ref, fresh=bool(step.secret_env))
-                    environment = await self._secrets.environment(step.ref, step.secret_env)
+                    redactor, environment = await environment_of()
                 except (VaultError, SecurityError, ApplicationError):
                     if not _may_have_been_started() or (found := await self._found(step, script)) is None:
                         raise
                     redactor, (report, clock) = None, found
                 else:
-                    report, clock = await self._start(step, arguments, script, timeout_s, environment)
+                    report, clock = await self._start(step, order, environment)
             except ToolFailure as failure:
                 return CommandProgress(call_id=step.call_id, outcome=failed_outcome(failure))
             except (VaultError, SecurityError) as error:
@@ -102,18 +140,18 @@ class CommandActivities:
                     raise
                 raise unsure from error
             if report.state != "running" and redactor is not None:
-                result = exec_result(step.call_id, redacted(report, redactor), arguments.output)
+                result = exec_result(step.call_id, redacted(report, redactor), order.output)
                 if not result.truncated or not (report.stdout.unseen or report.stderr.unseen):
                     return await self._ended(step, report, result, redactor)
             running_s = 0.0 if report.began is None else max(0, clock - report.began) / 100
             started_at = datetime.now(UTC) - timedelta(seconds=running_s)
             place = CommandPlace(
                 call_id=step.call_id,
-                output=arguments.output,
+                output=order.output,
                 started_at=started_at,
-                background=arguments.background,
-                bounded=timeout_s is not None,
-                deadline_at=None if timeout_s is None else started_at + timedelta(seconds=timeout_s),
+                background=order.background,
+                bounded=order.timeout_s is not None,
+                deadline_at=None if order.timeout_s is None else started_at + timedelta(seconds=order.timeout_s),
                 cap_bytes=step.output_cap_bytes,
             )
             return CommandProgress(call_id=step.call_id, running=place)
@@ -156,27 +194,26 @@ class CommandActivities:
     async def _start(
         self,
         step: CommandStep,
-        arguments: ExecArguments,
-        script: Script,
-        timeout_s: float | None,
+        order: Order,
         environment: Mapping[str, str],
     ) -> tuple[CallReport, int]:
         """What became of the command by the end of this request, and the sandbox's clock at its beginning.
 
         Raises ToolFailure when nothing was started and nothing ever will be under this call id.
         """
+        script = order.script
         upload_path = await self._uploaded(step.ref, script)
         answer = await self._launcher.ask(
             step.ref,
             start_request(
                 step.call_id,
                 script,
-                wait_s=0.0 if arguments.background else min(FIRST_WAIT_S, max(0.0, time_left_s() - ANSWER_MARGIN_S)),
-                timeout_s=timeout_s,
+                wait_s=0.0 if order.background else min(FIRST_WAIT_S, max(0.0, time_left_s() - ANSWER_MARGIN_S)),
+                timeout_s=order.timeout_s,
                 grace_s=TIMEOUT_GRACE_S,
                 again=_may_have_been_started(),
                 cap_bytes=step.output_cap_bytes,
-                keep_stdin=arguments.stdin,
+                keep_stdin=order.stdin,
                 upload_path=upload_path,
                 environment=environment,
             ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 from temporalio.exceptions import ApplicationError
 
@@ -14,6 +16,7 @@ from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.secrets import why_no_secret_variable
 from sandhold.contracts.sessions import SessionRecord
 from sandhold.contracts.steps import SandboxRef
+from sandhold.github import USERNAME, is_installation
 from sandhold.security.process_secrets import register_secret_in_use
 from sandhold.settings import Settings
 from sandhold.vault.records import PROVIDERS, SessionValues
@@ -22,6 +25,8 @@ ENVIRONMENT_BYTES = 512 * 1024
 """The most that all secrets of a command may weigh: Linux gives a program 2 MiB for its arguments and environment."""
 RUN_KEPT_S = 600.0
 """How long it is taken for granted which session an id means: Temporal does not forget one for longer than that."""
+SHOWN_FOR_GIT = "GIT_TOKEN"
+"""Shown in the place of a token that was minted for git."""
 _RUNS_KEPT = 10_000
 _OF_THE_PROCESS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -49,7 +54,8 @@ class SessionSecrets:
             known["SANDHOLD_DAYTONA_API_KEY"] = self._settings.daytona_api_key.get_secret_value()
         if self._connections.cache is not None:
             for provider in PROVIDERS:
-                if (record := await self._connections.cache.connection(owner, provider)) is not None:
+                record = await self._connections.cache.connection(owner, provider)
+                if record is not None and not is_installation(record.secret):
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
                     register_secret_in_use(f"{provider}-connection", record.secret.get_secret_value())
         values = await self._values(session_id, fresh=fresh)
@@ -61,6 +67,12 @@ class SessionSecrets:
             if known.get(name) != value:
                 ages[name] += 1
                 known[f"{name}-before-{ages[name]}"] = value
+        names = _free_names(SHOWN_FOR_GIT, known)
+        for token in await self._git_tokens(session_id, fresh=fresh):
+            shown = next(names)
+            known[shown] = token
+            # As git sends it; the token's own forms leave the beginning of this.
+            known[f"{shown}-basic"] = base64.b64encode(f"{USERNAME}:{token}".encode()).decode()
         return known
 
     async def environment(self, ref: SandboxRef, names: Sequence[str]) -> dict[str, str]:
@@ -84,14 +96,24 @@ class SessionSecrets:
 
     async def _values(self, session_id: str, *, fresh: bool = False) -> SessionValues:
         """What the user has set for the session, and had."""
-        if self._connections.cache is None or (run_id := await self._run_of(session_id)) is None:
+        if self._connections.cache is None or (run_id := await self.run_of(session_id)) is None:
             return SessionValues({}, ())
         found = await self._connections.cache.secret_values(session_id, run_id, fresh=fresh)
         for name, value in (*found.usable.items(), *found.retired):
             register_secret_in_use(name, value.get_secret_value())
         return found
 
-    async def _run_of(self, session_id: str) -> str | None:
+    async def _git_tokens(self, session_id: str, *, fresh: bool = False) -> list[str]:
+        """The tokens that git in the session's sandboxes has."""
+        if self._connections.cache is None or (run_id := await self.run_of(session_id)) is None:
+            return []
+        found = await self._connections.cache.git_tokens(session_id, run_id, fresh=fresh)
+        tokens = [each.token.get_secret_value() for each in found]
+        for token in tokens:
+            register_secret_in_use(SHOWN_FOR_GIT, token)
+        return tokens
+
+    async def run_of(self, session_id: str) -> str | None:
         """The first run of the session, which its secrets belong to; None when Temporal knows no such session."""
         now = time.monotonic()
         known = self._runs.get(session_id)
@@ -105,6 +127,14 @@ class SessionSecrets:
         while len(self._runs) > _RUNS_KEPT:
             self._runs.popitem(last=False)
         return record.run_id
+
+
+def _free_names(name: str, taken: Mapping[str, str]) -> Iterator[str]:
+    """The name, and then others like it, but none that is taken: users may call their secrets the same."""
+    for number in itertools.count(1):
+        free = name if number == 1 else f"{name}-{number}"
+        if free not in taken:
+            yield free
 
 
 def _missing(session_id: str, names: Iterable[str]) -> ApplicationError:

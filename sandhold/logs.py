@@ -90,8 +90,11 @@ def register_settings(settings: Settings) -> None:
     register_environment()
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        # The path of a key ring's file is no secret, and a help to whoever reads the log.
-        if isinstance(value, SecretStr) and (name != "keyring" or settings.key_ring_document is not None):
+        # The path of a file is no secret, and a help to whoever reads the log.
+        is_path = (name == "keyring" and settings.key_ring_document is None) or (
+            name == "github_app_private_key" and not settings.github_app_key_is_inline
+        )
+        if isinstance(value, SecretStr) and not is_path:
             register_secret(f"SANDHOLD_{name.upper()}", value.get_secret_value())
     if settings.database_url is not None:
         register_secret("SANDHOLD_DATABASE_URL", password_of(settings.database_url.get_secret_value()) or "")

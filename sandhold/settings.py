@@ -15,6 +15,9 @@ from sandhold.contracts.storage_url import check_storage_url
 
 STACK_FILE = "stack.json"
 DEFAULT_TEMPORAL_ADDRESS = "127.0.0.1:7233"
+GITHUB_URL = "https://github.com"
+_HTTPS = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+_APP_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -34,8 +37,13 @@ def _blank_is_no(value: object) -> object:
     return False if value == "" else value
 
 
+def _blank_is_github(value: object) -> object:
+    return GITHUB_URL if value == "" else value
+
+
 Optional = BeforeValidator(_blank_is_unset)
 BlankIsNo = BeforeValidator(_blank_is_no)
+BlankIsGitHub = BeforeValidator(_blank_is_github)
 
 
 class DaytonaEnvironment(BaseSettings):
@@ -78,6 +86,16 @@ class Settings(BaseSettings):
     daytona_api_url: Annotated[str | None, Optional] = None
     daytona_api_key: Annotated[SecretStr | None, Optional] = None
     """The provider for owners without a connection of their own."""
+    github_url: Annotated[str, BlankIsGitHub] = GITHUB_URL
+    """Where repositories of connected owners are: GitHub, or a host of GitHub Enterprise."""
+    github_api_url: Annotated[str | None, Optional] = None
+    """Its API; by default what belongs to `github_url`."""
+    github_app_id: Annotated[str | None, Optional] = None
+    """The deployment's GitHub App, whose installations owners connect; without one they connect tokens."""
+    github_app_private_key: Annotated[SecretStr | None, Optional] = None
+    """The app's private key, in PEM, or the path of its file."""
+    github_ca_file: Annotated[Path | None, Optional] = None
+    """Certificates, in PEM, by which the API is known beside those of the system: for a host with a CA of its own."""
     build_id: Annotated[str | None, Optional] = None
     """Set in deployments that version their workers."""
     health_address: str = "127.0.0.1:0"
@@ -128,6 +146,25 @@ class Settings(BaseSettings):
                 raise ValueError("there is one key ring: set this or SANDHOLD_KEYRING, not both")
         return value
 
+    @field_validator("github_url", "github_api_url")
+    @classmethod
+    def _is_https(cls, value: str | None, field: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        value = value.rstrip("/")
+        if _HTTPS.fullmatch(value) is None:
+            raise ValueError("must be https://host or https://host:port, for the API with a path")
+        if field.field_name == "github_url" and value.count("/") != 2:
+            raise ValueError("must be https://host or https://host:port, without a path")
+        return value
+
+    @field_validator("github_app_id")
+    @classmethod
+    def _is_an_app(cls, value: str | None) -> str | None:
+        if value is not None and _APP_ID.fullmatch(value) is None:
+            raise ValueError("must be the app's id, a number, or its client id")
+        return value
+
     @field_validator("log_level")
     @classmethod
     def _known_level(cls, value: str) -> str:
@@ -176,6 +213,30 @@ class Settings(BaseSettings):
         if self.keyring is not None and self.key_ring_document is None:
             return Path(self.keyring.get_secret_value()).expanduser()
         return self.data_dir.absolute() / "keyring.json"
+
+    def github_app_pem(self) -> SecretStr | None:
+        """The private key of the deployment's GitHub App, in PEM; None where there is no app.
+
+        Raises SettingsError when its file cannot be read, or of app and key only one is set.
+        """
+        if (self.github_app_id is None) != (self.github_app_private_key is None):
+            raise SettingsError("SANDHOLD_GITHUB_APP_ID and SANDHOLD_GITHUB_APP_PRIVATE_KEY: set both, or none")
+        if self.github_app_private_key is None:
+            return None
+        if self.github_app_key_is_inline:
+            # One line, as some ways to hand out variables have it.
+            return SecretStr(self.github_app_private_key.get_secret_value().replace("\\n", "\n"))
+        try:
+            return SecretStr(Path(self.github_app_private_key.get_secret_value()).expanduser().read_text())
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise SettingsError(f"SANDHOLD_GITHUB_APP_PRIVATE_KEY: its file cannot be read: {reason}") from None
+
+    @property
+    def github_app_key_is_inline(self) -> bool:
+        """Whether the key of the GitHub App is in the environment itself, not in a file."""
+        key = self.github_app_private_key
+        return key is not None and key.get_secret_value().lstrip().startswith("-----")
 
     @property
     def storage_location(self) -> str:

@@ -35,6 +35,7 @@ from sandhold.contracts.names import (
 )
 from sandhold.contracts.sandboxes import SandboxStatus
 from sandhold.contracts.tools import CreateSandboxResult
+from sandhold.github import GitHub
 from sandhold.security import open_key_ring
 from sandhold.security.key_document import KeyDocument
 from sandhold.security.key_rings import EnvironmentKeyRing
@@ -158,10 +159,11 @@ async def running_stack(
     keyring: str = KEY_RING,
     keyring_provider: str | None = None,
     is_connected: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Stack]:
     """A stack with workers in this process, or without any. Session storage is in `data_dir` unless a URL is given.
 
-    Unless `is_connected` the deployment has no provider of its own.
+    Unless `is_connected` the deployment has no provider of its own. `more` are further settings.
     """
     settings = Settings(
         data_dir=data_dir,
@@ -174,6 +176,7 @@ async def running_stack(
         daytona_api_key=SecretStr(daytona.api_key) if is_connected else None,
         absence_confirm_s=ABSENCE_CONFIRM_S,
         create_settle_s=CREATE_SETTLE_S,
+        **(more or {}),
     )
     deployment = await deployment_id(temporal)
     async with contextlib.AsyncExitStack() as resources:
@@ -187,7 +190,9 @@ async def running_stack(
             pool = ProviderPool(settings, vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, settings, deployment)
-            activities = activities_of(temporal, settings, access, vault, ring)
+            github = GitHub(settings, vault)
+            resources.push_async_callback(github.close)
+            activities = activities_of(temporal, settings, access, vault, ring, github)
             for worker in build_workers(temporal, task_queue, activities=activities):
                 await resources.enter_async_context(worker)
         yield Stack(temporal, daytona, provider, settings, sandhold, deployment, vault)

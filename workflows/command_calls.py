@@ -19,7 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import ANSWER_WITHIN_S, CallOutcome
     from sandhold.contracts.commands import WAIT_LIMIT_MS, CommandArguments, CommandResult, CommandRow
     from sandhold.contracts.errors import ErrorCode, ToolFailure
-    from sandhold.contracts.names import Activity, ToolName
+    from sandhold.contracts.names import COMMAND_TOOLS, Activity, ToolName
     from sandhold.contracts.sandboxes import CommandRecord
     from sandhold.contracts.steps import ReadOutputStep, SignalCommandStep, WriteInputStep
     from sandhold.contracts.tools import parse_arguments
@@ -79,7 +79,7 @@ class CommandCalls:
     def _starting(self, command: str) -> Call | None:
         """The running call of a command that is not on record yet."""
         call = self._ledger.get(command)
-        if call is None or not call.running or call.entry.tool != ToolName.EXEC:
+        if call is None or not call.running or call.entry.tool not in COMMAND_TOOLS:
             return None
         return call if self._commands.get(command) is None else None
 

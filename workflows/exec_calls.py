@@ -1,4 +1,5 @@
-"""The tool `daytona_exec`: its commands are started once, found again, and called off before they begin."""
+"""Calls that are commands, of `daytona_exec` and `daytona_git_clone`: started once, found again, and called off before
+they begin."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from workflows.waiting import until
 with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import CallOutcome, CallRequest
     from sandhold.contracts.errors import ErrorCode, ToolError
-    from sandhold.contracts.names import Activity, ToolName
+    from sandhold.contracts.names import COMMAND_TOOLS, Activity, ToolName
     from sandhold.contracts.sandboxes import CommandRecord, SandboxStart
     from sandhold.contracts.steps import CommandPlace, CommandProgress, CommandStep
 
@@ -27,11 +28,15 @@ COMMANDS_LIMIT = 200
 """Commands that run in one sandbox at once. A follower is told of all of them in one message, and names them in one
 argument of a request, which holds 128 KiB: with the longest ids they weigh 80 KB in the one and 31 KB in the other."""
 
+_ACTIVITY = {ToolName.EXEC: Activity.RUN_COMMAND, ToolName.GIT_CLONE: Activity.CLONE_REPOSITORY}
+
 Finish: TypeAlias = Callable[[str, CallOutcome], None]
 
 
 class ExecCalls:
-    """Carries out the calls of `daytona_exec`, from their admission to the end of their commands."""
+    """Carries out calls that are commands, from their admission to the end of their commands.
+
+    What the outcome of a clone's command means for its call is up to `GitClones`."""
 
     def __init__(
         self, start: SandboxStart, ledger: Ledger, commands: Commands, inside: set[str], finish: Finish
@@ -55,7 +60,7 @@ class ExecCalls:
 
     def no_room(self, request: CallRequest) -> ToolError | None:
         """Why no other command can be started now; None when it can."""
-        running = {call.call_id for call in self._ledger.running() if call.entry.tool == ToolName.EXEC}
+        running = {call.call_id for call in self._ledger.running() if call.entry.tool in COMMAND_TOOLS}
         running.update(record.place.call_id for record in self._commands.running())
         if len(running) < COMMANDS_LIMIT or request.call_id in running:
             return None
@@ -85,7 +90,7 @@ class ExecCalls:
             secret_env=self._start.arguments.secret_env or [],
         )
         try:
-            progress = await step_in_two_tries(call, Activity.RUN_COMMAND, command, CommandProgress)
+            progress = await step_in_two_tries(call, _ACTIVITY[ToolName(request.tool)], command, CommandProgress)
         except ActivityError as failure:
             if not may_have_been_done(failure) or not workflow.patched(Patch.UNSURE_COMMANDS):
                 raise
@@ -98,7 +103,7 @@ class ExecCalls:
             return progress.outcome
         if record.place.background:
             return in_background(call.call_id)
-        return await self._end_of(call)
+        return await self._end_of(call, record)
 
     async def of_record(self, call: Call, record: CommandRecord) -> CallOutcome:
         """The outcome of a call whose command is on record: one carried over, or one that the ledger had forgotten.
@@ -108,7 +113,7 @@ class ExecCalls:
         same = record.fingerprint in {"", call.entry.fingerprint}
         is_waited_for = record.outcome is None and not record.place.background
         if (same and is_waited_for) or not workflow.patched(Patch.REPEATED_COMMANDS):
-            return await self._end_of(call)
+            return await self._end_of(call, record)
         if not same:
             raise conflict(call.call_id)
         return record.outcome or in_background(call.call_id)
@@ -122,16 +127,26 @@ class ExecCalls:
             return False
         progress = called_off(call.call_id, sent=call.sent)
         self._record(call, progress)
-        assert progress.outcome is not None
-        self._finish(call.call_id, progress.outcome)
+        outcome = progress.outcome
+        if call.entry.tool == ToolName.GIT_CLONE:
+            message = "the clone was cancelled before it began"
+            outcome = CallOutcome(error=ToolError(code=ErrorCode.CANCELLED, message=message))
+        assert outcome is not None
+        self._finish(call.call_id, outcome)
         return True
 
     def _record(self, call: Call, progress: CommandProgress) -> CommandRecord:
         return self._commands.add(progress, call.begun_at, call.entry.fingerprint)
 
-    async def _end_of(self, call: Call) -> CallOutcome:
-        """The outcome of a command that is followed: its end finishes the call."""
+    async def _end_of(self, call: Call, record: CommandRecord) -> CallOutcome:
+        """The outcome of a command that is followed. Its end finishes the call, unless that is a clone."""
         call.slow = True
+        if call.entry.tool == ToolName.GIT_CLONE:
+            self._inside.add(call.call_id)
+            await until(lambda: record.outcome is not None or not call.running)
+            outcome = record.outcome or call.entry.outcome
+            assert outcome is not None
+            return outcome
         call.forget_arguments()
         self._inside.add(call.call_id)
         await until(lambda: not call.running)

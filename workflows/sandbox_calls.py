@@ -11,6 +11,7 @@ from temporalio.exceptions import ActivityError
 from workflows.command_calls import CommandCalls
 from workflows.commands import Commands
 from workflows.exec_calls import ExecCalls
+from workflows.git_clones import GitClones
 from workflows.ledger import Call, Ledger, check_identity
 from workflows.lifecycle import DELETED_BY_CALL, Change, Lifecycle, failure_from
 from workflows.patches import Patch
@@ -22,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import ANSWER_WITHIN_S, CallOutcome, CallRequest
     from sandhold.contracts.errors import ErrorCode, SandboxSignal, ToolError, ToolFailure
     from sandhold.contracts.names import (
+        COMMAND_TOOLS,
         SESSION_TOOLS,
         Activity,
         ToolName,
@@ -48,6 +50,7 @@ _INSIDE = {
     ToolName.DOWNLOAD_WORKSPACE,
     ToolName.PUSH_FILES,
     ToolName.COMMAND,
+    ToolName.GIT_CLONE,
 }
 _CHANGES: dict[str, Change] = {"start": "start", "stop": "stop", "archive": "archive"}
 
@@ -68,6 +71,7 @@ class SandboxCalls:
         self._asked_in_vain: set[str] = set()
         self.commands = Commands(start, kept, self._command_ended)
         self._exec_calls = ExecCalls(start, ledger, self.commands, self._inside, self._finish)
+        self._clones = GitClones(self.commands)
         self._command_calls = CommandCalls(self.commands, ledger, self._exec_calls.call_off)
         self._lifecycle: Lifecycle
 
@@ -76,6 +80,7 @@ class SandboxCalls:
         self._lifecycle = lifecycle
         self.commands.attach(lifecycle)
         self._exec_calls.attach(lifecycle)
+        self._clones.attach(lifecycle)
         self._command_calls.attach(lifecycle)
 
     @property
@@ -88,6 +93,10 @@ class SandboxCalls:
     def transferring(self) -> bool:
         """Whether something runs that would start over if the workflow continued as new."""
         return self._transfers.running
+
+    def clones_finished(self) -> bool:
+        """Whether no clone has anything left to put away."""
+        return not self._clones.open
 
     def resume(self) -> None:
         """Go on with the commands and calls that were running when the workflow continued as new.
@@ -117,7 +126,7 @@ class SandboxCalls:
         if known is not None and not known.entry.refused_for_now:
             return None
         refused = self._ledger.no_room(request)
-        if refused is None and request.tool == ToolName.EXEC:
+        if refused is None and request.tool in COMMAND_TOOLS:
             refused = self._exec_calls.no_room(request)
         return refused
 
@@ -137,7 +146,7 @@ class SandboxCalls:
         if refused is not None:
             raise failure_from(refused)
         self._ledger.check_room(request)
-        if request.tool == ToolName.EXEC:
+        if request.tool in COMMAND_TOOLS:
             self._exec_calls.check_room(request)
         call = self._ledger.open(request)
         self._lifecycle.used()
@@ -160,7 +169,7 @@ class SandboxCalls:
             await until(lambda: not self._inside, timeout_s=grace_s)
         self._transfers.cancel()
         doomed = {record.place.call_id for record in self.commands.running()}
-        doomed |= {call_id for call_id in self._inside if self._tool_of(call_id) == ToolName.EXEC}
+        doomed |= {call_id for call_id in self._inside if self._tool_of(call_id) in COMMAND_TOOLS}
         if doomed:
             try:
                 await self.commands.kill(doomed)
@@ -174,7 +183,7 @@ class SandboxCalls:
         if not workflow.patched(Patch.ENDED_BY_THE_STOP):
             await self.end_with_sandbox()
             return
-        self._end_inside(lambda tool: tool != ToolName.EXEC)
+        self._end_inside(lambda tool: tool not in COMMAND_TOOLS)
 
     async def end_with_sandbox(self) -> None:
         """The sandbox was stopped, or is deleted now. All that was running inside has an outcome after."""
@@ -239,6 +248,8 @@ class SandboxCalls:
     async def _carry_out(self, call: Call) -> None:
         if not call.running:
             return  # It was called off in the moment of its admission.
+        request = call.entry.request
+        assert request is not None
         try:
             outcome = await self._outcome_of(call)
         except ToolFailure as failure:
@@ -252,12 +263,15 @@ class SandboxCalls:
                 error=ToolError(code=ErrorCode.INTERNAL, message="the call failed inside Sandhold", ambiguous=True)
             )
         self.commands.settle(call.call_id)
+        if call.entry.tool == ToolName.GIT_CLONE:
+            outcome = await self._clones.finished(call, request, outcome)
         self._finish(call.call_id, outcome)
 
     def _command_ended(self, call_id: str, outcome: CallOutcome) -> None:
         self._lifecycle.used()
         self._changed_calls()
-        self._finish(call_id, outcome)  # A call in the background has had its answer: that one stands.
+        if self._tool_of(call_id) != ToolName.GIT_CLONE:  # whose end is that of what comes after the command
+            self._finish(call_id, outcome)  # A call in the background has had its answer: that one stands.
 
     def _finish(self, call_id: str, outcome: CallOutcome) -> None:
         call = self._ledger.get(call_id)
@@ -276,7 +290,7 @@ class SandboxCalls:
         if tool is ToolName.COMMAND:
             return await self._command_calls.outcome(call)
         record = self.commands.get(call.call_id)
-        if tool is ToolName.EXEC and record is not None:
+        if tool in COMMAND_TOOLS and record is not None:
             return await self._exec_calls.of_record(call, record)
         for _ in range(3):
             while not self._lifecycle.ready:
@@ -286,6 +300,8 @@ class SandboxCalls:
             # No await since the check: a stop that begins now waits for this call.
             self._inside.add(call.call_id)
             call.sent = True
+            if tool is ToolName.GIT_CLONE:
+                self._clones.begins(call.call_id)
             try:
                 return await self._inside_started(call, request, tool)
             except ActivityError as failure:
@@ -298,7 +314,7 @@ class SandboxCalls:
                 self._lifecycle.noticed_stopped()
                 unwanted = not call.running or self.commands.asked_to_end(call.call_id)
                 if unwanted and workflow.patched(Patch.COMMANDS_FROM_THEIR_CALL):
-                    if tool is ToolName.EXEC:
+                    if tool in COMMAND_TOOLS:
                         self._exec_calls.call_off(call)
                     break
         if call.entry.outcome is not None:
@@ -310,7 +326,7 @@ class SandboxCalls:
         )
 
     async def _inside_started(self, call: Call, request: CallRequest, tool: ToolName) -> CallOutcome:
-        if tool is ToolName.EXEC:
+        if tool in COMMAND_TOOLS:
             return await self._exec_calls.run(call, request)
         if tool is ToolName.DOWNLOAD_WORKSPACE:
             transfer = self._transfers.begin_download(call, request, self._lifecycle.ref())

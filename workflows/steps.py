@@ -59,8 +59,9 @@ FOR_EVER = RetryPolicy(
 """For deletion: nothing makes it give up."""
 
 _SLOW_STEP_TIMEOUT = timedelta(minutes=2)
-_COMMAND_STEP_TIMEOUT = timedelta(minutes=30)
-"""For a command that may have been started: giving up on it would lose its outcome, so that takes longer."""
+_STEP_TIMEOUTS = {Activity.RUN_COMMAND: timedelta(minutes=30), Activity.CLONE_REPOSITORY: timedelta(minutes=90)}
+"""For a command that may have been started: giving up on it would lose its outcome, so that takes longer. A clone may
+also have to wait for its token, for up to an hour, while GitHub limits the rate."""
 
 Result = TypeVar("Result", bound=Message)
 
@@ -92,7 +93,7 @@ async def step_in_two_tries(call: Call, activity: Activity, step: Message, resul
         activity,
         step,
         result_type=result_type,
-        schedule_to_close_timeout=_COMMAND_STEP_TIMEOUT if activity is Activity.RUN_COMMAND else _SLOW_STEP_TIMEOUT,
+        schedule_to_close_timeout=_STEP_TIMEOUTS.get(activity, _SLOW_STEP_TIMEOUT),
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=PATIENT,
         summary=summary,

@@ -73,11 +73,13 @@ class Script:
     text: str
     cwd: str
     """An absolute path."""
+    stands_for: str | None = None
+    """What it does, where its text does not say: a fixed one that is told by its environment."""
 
     @property
     def fingerprint(self) -> str:
         """Recorded where it runs, so that another script under the same call id is noticed."""
-        return hashlib.sha256(f"{self.cwd}\0{self.text}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{self.cwd}\0{self.stands_for or self.text}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

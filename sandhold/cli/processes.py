@@ -35,6 +35,10 @@ def local_daytona(
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="By default one that is kept in the data folder.")] = None,
     faults: Annotated[bool, typer.Option("--faults", help="Let clients break things, for tests.")] = False,
+    route: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:PORT=HOST:PORT", help="Where a target that sandboxes name leads; repeatable."),
+    ] = None,
 ) -> None:
     """Run the local Daytona server; prints `ready http://127.0.0.1:PORT/api` once it serves."""
     try:
@@ -47,4 +51,4 @@ def local_daytona(
         )
         raise typer.Exit(EXIT_USAGE) from missing
     folder = data_dir or Path(os.environ.get("SANDHOLD_DATA_DIR") or ".sandhold") / "daytona"
-    raise typer.Exit(run(port, folder, api_key, faults))
+    raise typer.Exit(run(port, folder, api_key, faults, routes=route or ()))

@@ -43,6 +43,13 @@ class ErrorCode(StrEnum):
     PATH_NOT_FOUND = "path_not_found"
     PERMISSION_DENIED = "permission_denied"
     STORAGE_FULL = "storage_full"
+    REPOSITORY_NOT_FOUND = "repository_not_found"
+    BRANCH_NOT_FOUND = "branch_not_found"
+    AUTHENTICATION_FAILED = "authentication_failed"
+    NETWORK_ERROR = "network_error"
+    DISK_FULL = "disk_full"
+    GIT_FAILED = "git_failed"
+    CREDENTIAL_FOUND = "credential_found"
     INTERNAL = "internal"
 
 

@@ -74,6 +74,7 @@ class ToolName(StrEnum):
     LIST_SANDBOXES = "daytona_list_sandboxes"
     MANAGE_SANDBOX = "daytona_manage_sandbox"
     COMMAND = "daytona_command"
+    GIT_CLONE = "daytona_git_clone"
     PUSH_FILES = "sandhold_push_files"
 
 
@@ -81,6 +82,9 @@ CLIENT_TOOLS = frozenset({ToolName.PUSH_FILES})
 """Tools for those who run agents; no model is told of them."""
 MODEL_TOOLS = tuple(tool for tool in ToolName if tool not in CLIENT_TOOLS)
 """The tools that are declared to models."""
+
+COMMAND_TOOLS = frozenset({ToolName.EXEC, ToolName.GIT_CLONE})
+"""Tools whose calls are commands in the sandbox: started once, followed, and in the reach of `daytona_command`."""
 
 SESSION_TOOLS = frozenset({ToolName.CREATE_SANDBOX, ToolName.LIST_SANDBOXES})
 """Tools that are calls of the session; all others go to the sandbox's own workflow."""
@@ -95,6 +99,8 @@ class Activity(StrEnum):
     ARCHIVE_SANDBOX = "archive_sandbox"
     DELETE_SANDBOX = "delete_sandbox"
     RUN_COMMAND = "run_command"
+    CLONE_REPOSITORY = "clone_repository"
+    FINISH_CLONE = "finish_clone"
     FOLLOW_COMMANDS = "follow_commands"
     STOP_COMMANDS = "stop_commands"
     READ_OUTPUT = "read_output"

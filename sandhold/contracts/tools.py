@@ -18,6 +18,7 @@ from sandhold.contracts.base import Message, Strict
 from sandhold.contracts.commands import CommandArguments, CommandResult
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import CommandStatus, SandboxId, SandboxPath, Size, Text
+from sandhold.contracts.git import GitCloneArguments, GitCloneResult
 from sandhold.contracts.names import MODEL_TOOLS, WORKSPACE_PATH, ToolName
 from sandhold.contracts.secrets import SECRET_NAME_PATTERN, why_no_secret_variable
 from sandhold.contracts.transfers import (
@@ -295,6 +296,7 @@ ToolArguments = (
     | ListSandboxesArguments
     | ManageSandboxArguments
     | CommandArguments
+    | GitCloneArguments
     | PushFilesArguments
 )
 
@@ -307,6 +309,7 @@ ARGUMENTS: dict[ToolName, type[ToolArguments]] = {
     ToolName.LIST_SANDBOXES: ListSandboxesArguments,
     ToolName.MANAGE_SANDBOX: ManageSandboxArguments,
     ToolName.COMMAND: CommandArguments,
+    ToolName.GIT_CLONE: GitCloneArguments,
     ToolName.PUSH_FILES: PushFilesArguments,
 }
 
@@ -319,6 +322,7 @@ RESULTS: dict[ToolName, type[Message]] = {
     ToolName.LIST_SANDBOXES: ListSandboxesResult,
     ToolName.MANAGE_SANDBOX: ManageSandboxResult,
     ToolName.COMMAND: CommandResult,
+    ToolName.GIT_CLONE: GitCloneResult,
     ToolName.PUSH_FILES: PushFilesResult,
 }
 

@@ -10,9 +10,10 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sandhold.local_daytona.interface import IsolationUnavailable
@@ -27,6 +28,8 @@ DEFAULT_DATA_DIR = Path(".sandhold/daytona")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
+_ROUTE = re.compile(r"([^\s:=/@]+):(\d{1,5})=([^\s:=/@]+|\[[0-9a-fA-F:]+\]):(\d{1,5})\Z")
+
 log = logging.getLogger("sandhold.local_daytona")
 
 
@@ -39,8 +42,11 @@ def run(
     host: str = "127.0.0.1",
     minute_s: float = 60.0,
     check_period_s: float = 10.0,
+    routes: Sequence[str] = (),
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the process's exit code, with what went wrong on stderr.
+
+    `routes` are texts `NAME:PORT=HOST:PORT`: where a target leads that sandboxes name.
 
     As root, the process first becomes an ordinary user that owns nothing but the data folder. `minute_s` and
     `check_period_s` shorten the provider's timers for tests and need `faults`.
@@ -50,10 +56,14 @@ def run(
         return _failed("Shorter timers are for tests: they need --faults", EXIT_USAGE)
     data_dir = data_dir.absolute()
     try:
+        leading = routes_of(routes)
+    except ValueError as error:
+        return _failed(str(error), EXIT_USAGE)
+    try:
         check_loopback(host)
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         give_up_root(data_dir)
-        return asyncio.run(_serve(port, data_dir, api_key, faults, host, minute_s, check_period_s))
+        return asyncio.run(_serve(port, data_dir, api_key, faults, host, minute_s, check_period_s, leading))
     except NotLoopback as error:
         return _failed(str(error), EXIT_USAGE)
     except (IsolationUnavailable, DataFolderInUse, DataFolderDamaged) as error:
@@ -70,6 +80,7 @@ async def _serve(
     host: str,
     minute_s: float,
     check_period_s: float,
+    routes: Mapping[str, tuple[str, int]],
 ) -> int:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -80,7 +91,7 @@ async def _serve(
     try:
         key = api_key or os.environ.get(API_KEY_VARIABLE) or folder.api_key()
         options = ServerOptions(key, host, port, faults, minute_s, check_period_s)
-        runtime = await BubblewrapRuntime.open(data_dir)
+        runtime = await BubblewrapRuntime.open(data_dir, routes=routes)
         server = LocalDaytona(folder, runtime, toolbox_routes, options)
         try:
             await server.start()
@@ -96,6 +107,18 @@ async def _serve(
     finally:
         folder.close()
     return EXIT_OK
+
+
+def routes_of(texts: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Where targets lead, by texts `NAME:PORT=HOST:PORT`. Raises ValueError for any other text."""
+    routes = {}
+    for text in texts:
+        found = _ROUTE.match(text)
+        if found is None or not all(0 < int(port) <= 65535 for port in found.group(2, 4)):
+            raise ValueError(f"--route takes NAME:PORT=HOST:PORT, not {text!r}")
+        name, port, host, at = found.groups()
+        routes[f"{name.lower()}:{int(port)}"] = host.strip("[]"), int(at)
+    return routes
 
 
 def _failed(message: str, code: int) -> int:
@@ -114,6 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, default=DEFAULT_DATA_DIR, help="where sandboxes are kept")
     parser.add_argument("--api-key", help=f"default: ${API_KEY_VARIABLE}, else one kept in the data folder")
     parser.add_argument("--faults", action="store_true", help="let clients break things, for tests")
+    parser.add_argument(
+        "--route",
+        action="append",
+        default=[],
+        metavar="NAME:PORT=HOST:PORT",
+        help="where a target that sandboxes name leads, also on this machine; can be given several times",
+    )
     parser.add_argument("--minute-seconds", type=float, default=60.0, help=argparse.SUPPRESS)
     parser.add_argument("--check-period", type=float, default=10.0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -127,4 +157,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host=given.host,
         minute_s=given.minute_seconds,
         check_period_s=given.check_period,
+        routes=given.route,
     )

@@ -12,7 +12,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -51,11 +51,20 @@ class _Request:
 
 
 class EgressProxy:
-    """Serves the proxy of one sandbox; `allowed` are `host:port` targets that need not be public."""
+    """Serves the proxy of one sandbox.
 
-    def __init__(self, listener: socket.socket, allowed: frozenset[str] = frozenset()) -> None:
+    `allowed` are `host:port` targets that need not be public; `routes` leads others elsewhere, wherever that is.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        allowed: frozenset[str] = frozenset(),
+        routes: Mapping[str, tuple[str, int]] | None = None,
+    ) -> None:
         self._listener = listener
         self._allowed = allowed
+        self._routes = routes or {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -110,6 +119,11 @@ class EgressProxy:
     async def _connect(self, request: _Request) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         loop = asyncio.get_running_loop()
         target = f"{request.host}:{request.port}"
+        if (elsewhere := self._routes.get(target)) is not None:
+            try:
+                return await asyncio.open_connection(*elsewhere, limit=_COPY_BYTES)
+            except OSError as error:
+                raise Refused(502, f"{target} cannot be reached: {error}") from error
         try:
             found = await loop.getaddrinfo(request.host, request.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:

@@ -93,10 +93,17 @@ class BubblewrapSandbox:
 class BubblewrapRuntime:
     """Starts sandboxes under bubblewrap. Implements `interface.Runtime`; made by `open`."""
 
-    def __init__(self, isolation: Isolation, cgroups: Cgroups | None, allow_egress_to: Collection[str]) -> None:
+    def __init__(
+        self,
+        isolation: Isolation,
+        cgroups: Cgroups | None,
+        allow_egress_to: Collection[str],
+        routes: Mapping[str, tuple[str, int]],
+    ) -> None:
         self._isolation = isolation
         self._cgroups = cgroups
         self._allow_egress_to = frozenset(allow_egress_to)
+        self._routes = dict(routes)
         self._starting: dict[str, asyncio.Task[BubblewrapSandbox]] = {}
         self._running: dict[str, BubblewrapSandbox] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -107,17 +114,24 @@ class BubblewrapRuntime:
         self.limits: Mapping[str, str] = _limits(cgroups)
 
     @classmethod
-    async def open(cls, data_dir: Path, *, allow_egress_to: Collection[str] = ()) -> BubblewrapRuntime:
+    async def open(
+        cls,
+        data_dir: Path,
+        *,
+        allow_egress_to: Collection[str] = (),
+        routes: Mapping[str, tuple[str, int]] | None = None,
+    ) -> BubblewrapRuntime:
         """A runtime for this machine, after the real profile has been tried once.
 
         `allow_egress_to` names `host:port` targets that sandboxes may reach although they are loopback or
-        private. Raises IsolationUnavailable with what to do about it.
+        private; `routes` says which lead elsewhere than their name does. Raises IsolationUnavailable with what to do
+        about it.
         """
         isolation = await asyncio.to_thread(Isolation.probe, data_dir / "isolation")
         # Every sandbox costs a handful of descriptors, every request two.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        return cls(isolation, Cgroups.open(), allow_egress_to)
+        return cls(isolation, Cgroups.open(), allow_egress_to, routes or {})
 
     async def start(self, spec: SandboxSpec) -> BubblewrapSandbox:
         """Start a sandbox whose toolbox answers when this returns.
@@ -154,7 +168,7 @@ class BubblewrapRuntime:
         self._running[spec.sandbox_id] = sandbox
         sandbox.ended.add_done_callback(lambda _: self._running.pop(spec.sandbox_id, None))
         if greeted.egress_listener is not None:
-            await sandbox.serve_egress(EgressProxy(greeted.egress_listener, self._allow_egress_to))
+            await sandbox.serve_egress(EgressProxy(greeted.egress_listener, self._allow_egress_to, self._routes))
         return sandbox
 
     def _end_unwanted(self, start: asyncio.Task[BubblewrapSandbox]) -> None:

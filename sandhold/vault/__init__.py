@@ -15,7 +15,16 @@ from sandhold.vault.errors import (
     VaultRefused,
     VaultUnavailable,
 )
-from sandhold.vault.records import ConnectionRecord, ConnectionRow, Provider, SecretRow, SecretsOfSession, SessionValues
+from sandhold.vault.records import (
+    ConnectionRecord,
+    ConnectionRow,
+    GitToken,
+    GitTokenPurpose,
+    Provider,
+    SecretRow,
+    SecretsOfSession,
+    SessionValues,
+)
 from sandhold.vault.vault import Vault, open_vault
 
 __all__ = [
@@ -23,6 +32,8 @@ __all__ = [
     "ConnectionMissing",
     "ConnectionRecord",
     "ConnectionRow",
+    "GitToken",
+    "GitTokenPurpose",
     "Provider",
     "SecretMissing",
     "SecretRow",

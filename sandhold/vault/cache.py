@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandhold.vault.records import ConnectionRecord, Provider, SessionValues
-from sandhold.vault.schema import connections, secrets
+from sandhold.vault.records import ConnectionRecord, GitToken, Provider, SessionValues
+from sandhold.vault.schema import connections, git_tokens, secrets
 from sandhold.vault.vault import Vault
 
 KEEP_S = 10.0
@@ -52,6 +52,13 @@ class VaultCache:
         """As `Vault.secret_values`. `fresh`: as they are now, for whom one is missing."""
         found: SessionValues = await self._read(
             (secrets.name, session_id, run_id), lambda: self._vault.secret_values(session_id, run_id), fresh
+        )
+        return found
+
+    async def git_tokens(self, session_id: str, run_id: str, *, fresh: bool = False) -> Sequence[GitToken]:
+        """As `Vault.git_tokens` for all sandboxes of the session. `fresh`: as they are now."""
+        found: Sequence[GitToken] = await self._read(
+            (git_tokens.name, session_id, run_id), lambda: self._vault.git_tokens(session_id, run_id), fresh
         )
         return found
 

@@ -19,6 +19,9 @@ from sandhold.vault.errors import ValueRefused
 Provider = Literal["daytona", "github"]
 PROVIDERS: tuple[Provider, ...] = ("daytona", "github")
 
+GitTokenPurpose = Literal["clone", "helper"]
+"""What a minted token is for: one clone, or the credential helper of a sandbox."""
+
 SECRET_BYTES = 64 * 1024
 """The most that a secret may be long, in UTF-8."""
 SECRETS_PER_SESSION = 100
@@ -107,6 +110,28 @@ class SessionValues:
     """Name and value of those that were replaced or removed, the latest first: only for redaction."""
 
 
+class GitToken(Message):
+    """A token that was minted for git in a sandbox."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    owner: str
+    session_id: str
+    run_id: str
+    """The first run of the session's workflow."""
+    sandbox_id: str
+    generation: int
+    purpose: GitTokenPurpose
+    call_id: str | None
+    """The call that it was minted for, where it was for one."""
+    api_url: str
+    """Where it is revoked."""
+    token: SecretStr
+    expires_at: datetime
+    created_at: datetime
+
+
 def valid_connection(owner: str, provider: str, api_url: str | None, organization: str | None) -> None:
     """Raise ValueRefused when there can be no such connection."""
     if not is_owner(owner):
@@ -117,6 +142,16 @@ def valid_connection(owner: str, provider: str, api_url: str | None, organizatio
         raise ValueRefused("the address has to be http://… or https://… without user, password and fragment")
     if organization is not None and not _ORGANIZATION.fullmatch(organization):
         raise ValueRefused("the organization's id has spaces or slashes, or is too long")
+
+
+def valid_git_token(owner: str, session_id: str, sandbox_id: str, api_url: str) -> None:
+    """Raise ValueRefused when there can be no such token."""
+    if not is_owner(owner):
+        raise ValueRefused(f"{owner[:140]!r} cannot be an owner")
+    if not is_id(session_id) or not is_id(sandbox_id):
+        raise ValueRefused("that cannot be the id of a session, or of a sandbox")
+    if not api_url.startswith("https://") or not _is_address(api_url):
+        raise ValueRefused("the address of the API has to be https://…")
 
 
 def valid_failure(code: str) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.types import TypeDecorator
 
 from sandhold.security import Place
 
-HEAD = "0002"
+HEAD = "0003"
 """The version of the schema that this build works with: the newest migration."""
 VERSION_TABLE = "vault_version"
 
@@ -65,6 +65,13 @@ def place_of_retired_secret(row: Row) -> Place:
     return Place("retired session secret", row["session_id"], row["run_id"], f"{row['name']}/{row['id']}")
 
 
+def place_of_git_token(row: Row) -> Place:
+    """A token is revoked at the address that is part of it, and nowhere else: who can write to the database alone
+    cannot have it sent to a server of his own."""
+    name = "/".join([row["id"], row["sandbox_id"], row["api_url"]])
+    return Place("git token", row["session_id"], row["run_id"], name)
+
+
 connections = Table(
     "connections",
     metadata,
@@ -110,6 +117,26 @@ retired_secrets = Table(
     Index("ix_retired_secrets_session_id_run_id", "session_id", "run_id"),
 )
 """Values that were replaced or removed: what runs may still print them, so they are known until the clean-up."""
+
+git_tokens = Table(
+    "git_tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("session_id", String(63), nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("sandbox_id", String(63), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("call_id", String(128)),
+    Column("api_url", String(2000), nullable=False),
+    Column("sealed", LargeBinary, nullable=False, info={"place": place_of_git_token}),
+    Column("expires_at", Moment, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Index("ix_git_tokens_session_id_run_id", "session_id", "run_id"),
+    Index("ix_git_tokens_expires_at", "expires_at"),
+)
+"""Tokens that were minted for a sandbox, until they are revoked or have expired."""
 
 claims = Table(
     "claims",

@@ -6,18 +6,20 @@ from sandhold.security import Envelope, KeyRing
 from sandhold.settings import Settings
 from sandhold.vault.connections import StoredConnections
 from sandhold.vault.database import open_database
+from sandhold.vault.git_tokens import StoredGitTokens
 from sandhold.vault.parts import Parts, Watcher
 from sandhold.vault.schema_version import bring_up_to_date
 from sandhold.vault.sealed_values import SealedValues
 from sandhold.vault.session_secrets import StoredSecrets
 
 
-class Vault(StoredConnections, StoredSecrets, SealedValues):
+class Vault(StoredConnections, StoredSecrets, StoredGitTokens, SealedValues):
     """An open vault. Belongs to the event loop that opened it; any number of processes may have the same one open."""
 
     def __init__(self, parts: Parts) -> None:
         StoredConnections.__init__(self, parts)
         StoredSecrets.__init__(self, parts)
+        StoredGitTokens.__init__(self, parts)
         SealedValues.__init__(self, parts)
 
     @property

@@ -43,6 +43,8 @@ MACHINERY = {
     # Payloads of Temporal: never wrapped anew, and asked about before a key is removed.
     "sandhold/security/codec.py",
     "sandhold/security/data_keys.py",
+    # Signs with the key of the deployment's GitHub App.
+    "sandhold/github/app.py",
 }
 """Modules that encrypt, and lay down nothing by themselves that a holder would have to reach."""
 WAYS_TO_SEAL = {"Envelope", "pack_key", "DataKeys", "AESGCM"}

@@ -25,6 +25,7 @@ from activities.clients import ProviderPool
 from activities.provider import ProviderAccess
 from sandhold.client import Sandhold, Session
 from sandhold.contracts.names import Activity, sandbox_workflow_id
+from sandhold.github import GitHub
 from sandhold.health import Health, WorkerProbe
 from sandhold.settings import Settings
 from tests.dev_process import PATIENCE_S, Dev, clean_environment, wait_until
@@ -160,7 +161,8 @@ async def test_a_probe_that_breaks_before_ready_ends_the_worker_and_is_told(shar
             pool = ProviderPool(shared_stack.settings, shared_stack.vault)
             resources.push_async_callback(pool.close)
             access = ProviderAccess(pool, shared_stack.settings, shared_stack.deployment)
-            activities = activities_of(client, shared_stack.settings, access, shared_stack.vault, RING)
+            github = GitHub(shared_stack.settings, shared_stack.vault)
+            activities = activities_of(client, shared_stack.settings, access, shared_stack.vault, RING, github)
             workers = build_workers(client, "sandhold-broken-probe", activities=activities)
             probe = BrokenProbe(client, "nobody", [])
             with pytest.raises(UnicodeError, match="no known encoding"):

@@ -103,7 +103,7 @@ def test_the_version_of_this_build_is_the_newest_migration() -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     script = ScriptDirectory.from_config(config)
     assert script.get_heads() == [HEAD]
-    assert [each.revision for each in script.walk_revisions()] == [HEAD, "0001"]
+    assert [each.revision for each in script.walk_revisions()] == [HEAD, "0002", "0001"]
 
 
 async def test_a_database_of_a_newer_version_is_left_alone(vault: Vault, settings: Settings, behind: Behind) -> None:

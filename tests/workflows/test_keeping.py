@@ -20,6 +20,7 @@ from sandhold.client import Session
 from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.names import sandbox_workflow_id
 from sandhold.contracts.transfers import SavedWorkspace
+from sandhold.github import GitHub
 from tests.local_daytona_server import LocalDaytona
 from tests.stack import RING, Stack, running_stack
 from tests.workflows.calls import call_ok, creates, exec_ok
@@ -174,7 +175,8 @@ async def test_a_save_that_nobody_took_up_in_its_time_is_made_once_somebody_can(
         temporal.client, stack_daytona, tmp_path, task_queue="sandhold-nobody-saves", workers=False
     ) as stack:
         access = ProviderAccess(ProviderPool(stack.settings, stack.vault), stack.settings, stack.deployment)
-        activities = activities_of(temporal.client, stack.settings, access, stack.vault, RING)
+        github = GitHub(stack.settings, stack.vault)
+        activities = activities_of(temporal.client, stack.settings, access, stack.vault, RING, github)
         calls, followers = build_workers(temporal.client, stack.settings.task_queue, activities=activities)
         async with calls:
             session = await stack.open(on_end="download", save_timeout_s=10.0, save_wait_s=0.1)

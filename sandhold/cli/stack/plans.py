@@ -131,6 +131,7 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_
     env = dict(os.environ)
     env["SANDHOLD_DATA_DIR"] = str(settings.data_dir)
     env |= key_ring_for_parts(settings)
+    env |= github_files_for_parts(settings)
     env["SANDHOLD_TEMPORAL_ADDRESS"] = settings.temporal_address or ""
     if settings.daytona_api_key is not None:
         env["SANDHOLD_DAYTONA_API_KEY"] = settings.daytona_api_key.get_secret_value()
@@ -162,12 +163,10 @@ def environment_of_servers() -> dict[str, str]:
 def environment_of_console(settings: Settings) -> dict[str, str]:
     """This environment for the console, which decrypts payloads: with the key ring and its own settings, no more.
 
-    A key service's ring may read credentials by names that other libraries have too; then it has those.
+    What a key service's ring reads nobody here knows; with one the console has all of it, as the workers have.
     """
-    with_service = settings.keyring_provider is not None
     return {
-        **environment_of_servers(),
-        **{name: value for name, value in os.environ.items() if with_service and name.startswith("AWS_")},
+        **(os.environ if settings.keyring_provider is not None else environment_of_servers()),
         **{name: os.environ[name] for name in _OF_THE_CONSOLE if name in os.environ},
         **key_ring_for_parts(settings),
         "SANDHOLD_DATA_DIR": str(settings.data_dir),
@@ -180,6 +179,17 @@ def key_ring_for_parts(settings: Settings) -> dict[str, str]:
     if settings.keyring_provider is not None:
         return {"SANDHOLD_KEYRING": "", "SANDHOLD_KEYRING_PROVIDER": settings.keyring_provider}
     return {"SANDHOLD_KEYRING": settings.key_ring_document or str(settings.key_ring_file.absolute())}
+
+
+def github_files_for_parts(settings: Settings) -> dict[str, str]:
+    """The variables that name files of the GitHub connection to a part, which runs in another folder."""
+    env = {}
+    if settings.github_ca_file is not None:
+        env["SANDHOLD_GITHUB_CA_FILE"] = str(settings.github_ca_file.expanduser().absolute())
+    if settings.github_app_private_key is not None and not settings.github_app_key_is_inline:
+        file = Path(settings.github_app_private_key.get_secret_value()).expanduser()
+        env["SANDHOLD_GITHUB_APP_PRIVATE_KEY"] = str(file.absolute())
+    return env
 
 
 def vault_location(settings: Settings) -> str:
