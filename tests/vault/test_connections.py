@@ -9,7 +9,9 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from sandhold.security import KeyUnknown, NotEncrypted, SecurityError, Tampered, open_key_ring
-from sandhold.security.key_document import KeyDocument
+from sandhold.security.envelope import key_id_of
+from sandhold.security.key_document import KeyDocument, RingKey
+from sandhold.security.key_ring import WrappedKey
 from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.settings import Settings
 from sandhold.vault import ConnectionChanged, ConnectionMissing, ConnectionRow, ValueRefused, Vault, open_vault
@@ -193,6 +195,27 @@ async def test_a_late_word_of_a_removed_or_replaced_connection_marks_no_other(va
     await elsewhere.close()
     assert not await vault.note_failure("alice", made, 1, "connection_required"), "although it was a moment ago"
     assert not await vault.clear_failure("alice", removed, 2)
+
+
+async def test_a_key_that_waited_for_a_rotation_to_pass_is_sealed_under_its_key(
+    settings: Settings, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = KeyDocument.new(), RingKey.new("primary")
+    both = KeyDocument(keys=[old.keys[0].model_copy(update={"state": "decrypt_only"}), new])
+    ring = EnvironmentKeyRing(old.dump())
+    vault = await open_vault(settings, ring)
+    wrap = ring.wrap
+
+    async def wrapped(data_key: bytes, context: bytes) -> WrappedKey:
+        under = await wrap(data_key, context)
+        ring._document = both
+        return under
+
+    monkeypatch.setattr(ring, "wrap", wrapped)
+    await connect(vault)
+    [(sealed,)] = await behind.rows("SELECT sealed FROM connections")
+    assert (key_id_of(bytes(sealed)), await key_of(vault)) == (new.id, KEY)
+    await vault.close()
 
 
 async def test_the_same_failure_again_and_again_costs_one_write(
