@@ -215,13 +215,14 @@ class GitHub:
     async def _mark(self, connection: GitHubConnection, refused: ErrorCode | None) -> None:
         """Note use, failure or recovery at the vault. That it cannot be noted fails nothing: the next one will do."""
         assert self._vault is not None
+        version = (connection.owner, connection.id, connection.version)
         try:
             if refused is not None:
-                await self._vault.note_failure(connection.owner, "github", connection.version, refused.value)
+                await self._vault.note_failure(*version, refused.value)
                 return
             if connection.has_failed:
-                await self._vault.clear_failure(connection.owner, "github", connection.version)
-            await self._vault.note_use(connection.owner, "github", connection.version)
+                await self._vault.clear_failure(*version)
+            await self._vault.note_use(*version)
         except (VaultError, SecurityError) as error:
             logger.warning(
                 "the use of a connection was not noted", extra={"owner": connection.owner, "reason": str(error)}

@@ -27,6 +27,7 @@ Kind = Literal["app", "token"]
 class GitHubConnection:
     """What an owner reaches GitHub by: an installation of the deployment's app, or a token."""
 
+    id: str
     owner: str
     version: int
     api_url: str
@@ -62,6 +63,7 @@ def connection_of(record: ConnectionRecord) -> GitHubConnection:
     secret = record.secret.get_secret_value()
     installed = is_installation(record.secret)
     return GitHubConnection(
+        id=record.id,
         owner=record.owner,
         version=record.version,
         api_url=record.api_url or "",

@@ -130,10 +130,10 @@ async def test_git_has_a_credential_when_the_workers_have_the_owners_connection(
     assert (said.available, "public repositories" in said.reason) == (False, True)
     api = "https://api.github.com"
     details = {"kind": "token", "account": "octocat"}
-    await vault.put_connection("ada", "github", SecretStr("ghp_1"), replaces=0, api_url=api, details=details)
+    row = await vault.put_connection("ada", "github", SecretStr("ghp_1"), replaces=0, api_url=api, details=details)
     said = await told_of_git(settings, vault)
     assert (said.available, said.connection, said.reason) == (True, "own", f"the GitHub token of octocat, at {api}")
-    await vault.note_failure("ada", "github", 1, "authentication_failed")
+    await vault.note_failure("ada", row.id, 1, "authentication_failed")
     said = await told_of_git(settings, vault)
     assert (said.available, "does not take it" in said.reason) == (False, True)
 
@@ -142,9 +142,10 @@ async def test_that_the_workers_have_the_app_is_known_once_they_have_used_it(set
     stack_runs(settings, workers_vault=vault.shown)
     details = {"kind": "app", "account": "acme"}
     secret = SecretStr("installation/42")
-    await vault.put_connection("ada", "github", secret, replaces=0, api_url="https://api.github.com", details=details)
+    api = "https://api.github.com"
+    row = await vault.put_connection("ada", "github", secret, replaces=0, api_url=api, details=details)
     assert (await told_of_git(settings, vault)).available is None
-    await vault.note_use("ada", "github")
+    await vault.note_use("ada", row.id, 1)
     said = await told_of_git(settings, vault)
     assert (said.available, said.reason) == (True, "the GitHub App of acme, at https://api.github.com")
 
