@@ -82,9 +82,10 @@ class CommandActivities:
                 script = _script(arguments)
                 redactor: Redactor | None = None
                 try:
-                    # Before the command: what cannot be shown is not run.
-                    redactor = await self._redactors.of(step.ref, fresh=bool(step.secret_env))
+                    # Both before the command: what cannot be shown is not run. To the second, what was replaced between
+                    # the two is known as an earlier value.
                     environment = await self._secrets.environment(step.ref, step.secret_env)
+                    redactor = await self._redactors.of(step.ref, fresh=bool(step.secret_env))
                 except (VaultError, SecurityError, ApplicationError):
                     if not _may_have_been_started() or (found := await self._found(step, script)) is None:
                         raise
