@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from activities.clients import ConnectionUse, ProviderPool
-from activities.connections import DAYTONA, Connection, how_to_connect
+from activities.connections import Connection, how_to_connect
 from activities.vault_faults import VaultFailure
 from sandhold.contracts.errors import ErrorCode, ToolError
 from sandhold.security import SecurityError
@@ -96,14 +96,15 @@ class _Marking(ActivityInboundInterceptor):
         connection, vault = use.latest, self._pool.connections.vault
         if connection is None or connection.is_default or vault is None:
             return
+        version = (connection.owner, connection.id, connection.version)
         try:
             if use.refused is not None:
                 code = _BY_STATUS.get(use.refused, ErrorCode.PROVIDER_REJECTED)
-                await vault.note_failure(connection.owner, DAYTONA, connection.version, code.value)
+                await vault.note_failure(*version, code.value)
             elif use.served:
                 if connection.has_failed:
-                    await vault.clear_failure(connection.owner, DAYTONA, connection.version)
-                await vault.note_use(connection.owner, DAYTONA, connection.version)
+                    await vault.clear_failure(*version)
+                await vault.note_use(*version)
         except (VaultError, SecurityError) as error:
             log.warning("the use of a connection was not noted", owner=connection.owner, reason=str(error))
 

@@ -49,6 +49,10 @@ class Envelope:
     def __init__(self, ring: KeyRing) -> None:
         self._ring = ring
 
+    async def primary(self) -> str:
+        """The id of the key that values are sealed under now. Raises KeyRingUnusable."""
+        return await self._ring.primary()
+
     async def seal(self, value: bytes, place: Place) -> bytes:
         """The value, encrypted under a fresh data key for its place. Raises KeyRingUnusable."""
         data_key = new_data_key()

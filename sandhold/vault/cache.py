@@ -27,7 +27,7 @@ class _Kept:
 
 
 class VaultCache:
-    """Connections and secrets as they were at most `keep_s` ago. Failures are not kept.
+    """Connections and secrets as they were at most `keep_s` ago; then they are let go. Failures are not kept.
 
     What is changed through the same vault is seen at once; what another process changes, once the time is over or a
     `fresh` read is asked for. Belongs to the vault's event loop.
@@ -93,11 +93,12 @@ class VaultCache:
             self._kept.move_to_end(key)
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
-            self._forget_the_old()
+            # Whether or not anybody asks again. The value's time has begun earlier, so it is over by then.
+            asyncio.get_running_loop().call_later(self._keep_s, self._forget_the_old)
         return value
 
     def _forget_the_old(self) -> None:
-        """Values in clear stay in memory no longer than they are used: a session's may weigh 320 KiB."""
+        """Values in clear stay here no longer than they may be used: a session's may weigh 320 KiB."""
         now = time.monotonic()
         for key in [each for each, kept in self._kept.items() if kept.until <= now]:
             del self._kept[key]

@@ -33,14 +33,17 @@ FAILURE_NOTED_EVERY = timedelta(seconds=10)
 _SHOWN = [each for each in connections.columns if each.name != "sealed"]
 _MANY = 10_000
 
+_Version = tuple[str, int]
+"""The connection's id, and the version: a connection that was removed and made again begins at 1 with another id."""
+
 
 class StoredConnections:
     """The table of connections."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._use_noted: dict[tuple[str, str], tuple[int | None, float]] = {}
-        self._failure_noted: dict[tuple[str, str], tuple[tuple[int, str], float]] = {}
+        self._use_noted: dict[_Version, float] = {}
+        self._failure_noted: dict[_Version, tuple[str, float]] = {}
 
     async def connection(self, owner: str, provider: Provider) -> ConnectionRecord | None:
         """The owner's connection with its secret; None when there is none.
@@ -100,9 +103,13 @@ class StoredConnections:
             "last_failure_at": None,
             "last_failure": None,
         }
+        primary = await self._parts.envelope.primary()
         sealed = await self._parts.envelope.seal(value, place_of_connection(row))
         try:
             async with self._parts.database.writing() as writing:
+                if await self._parts.envelope.primary() != primary:
+                    # The wait was long: a rotation may have been here already, and would leave the value behind.
+                    sealed = await self._parts.envelope.seal(value, place_of_connection(row))
                 if before is None:
                     await writing.execute(insert(connections).values(**row, sealed=sealed))
                 else:
@@ -112,8 +119,6 @@ class StoredConnections:
                         raise ConnectionChanged(owner, provider)
         except AlreadyThere:
             raise ConnectionChanged(owner, provider) from None
-        self._use_noted.pop((owner, provider), None)
-        self._failure_noted.pop((owner, provider), None)
         self._parts.changed(connections.name, owner)
         return ConnectionRecord(**row, secret=secret)
 
@@ -128,61 +133,61 @@ class StoredConnections:
                 raise ConnectionChanged(owner, provider)
         self._parts.changed(connections.name, owner)
 
-    async def note_use(self, owner: str, provider: Provider, version: int | None = None) -> None:
-        """Note that the connection is used. Costs a write once a minute, however many processes use it.
-
-        The first use of another `version` is noted at once: whoever replaced it has left none.
+    async def note_use(self, owner: str, connection_id: str, version: int) -> None:
+        """Note that this version is used, where it is still stored. Costs a write once a minute, however many
+        processes use it.
 
         Bookkeeping: where the database does not take it the use is logged, and noted another time.
         """
-        key, moment = (owner, provider), time.monotonic()
-        noted = self._use_noted.get(key)
-        if noted is not None and noted[0] == version and moment < noted[1] + USE_NOTED_EVERY.total_seconds():
+        key, moment = (connection_id, version), time.monotonic()
+        noted_at = self._use_noted.get(key)
+        if noted_at is not None and moment < noted_at + USE_NOTED_EVERY.total_seconds():
             return
         if len(self._use_noted) >= _MANY:
             self._use_noted.clear()
         # Before the write, so that of a hundred calls at once one makes it.
-        self._use_noted[key] = (version, moment)
+        self._use_noted[key] = moment
         used_at = now()
         long_ago = or_(connections.c.last_used_at.is_(None), connections.c.last_used_at <= used_at - USE_NOTED_EVERY)
+        noting = update(connections).where(_is_version(owner, connection_id, version), long_ago)
         try:
             async with self._parts.database.writing() as writing:
-                await writing.execute(
-                    update(connections).where(_is(owner, provider), long_ago).values(last_used_at=used_at)
-                )
+                await writing.execute(noting.values(last_used_at=used_at))
         except VaultError as error:
             logger.warning(
-                "the use of a connection is not noted: %s", error, extra={"owner": owner, "provider": provider}
+                "the use of a connection is not noted: %s", error, extra={"owner": owner, "connection": connection_id}
             )
 
-    async def note_failure(self, owner: str, provider: Provider, version: int, code: str) -> bool:
+    async def note_failure(self, owner: str, connection_id: str, version: int, code: str) -> bool:
         """Mark that the provider does not take this version; whether it is still the one that is stored.
 
-        The same failure again within FAILURE_NOTED_EVERY costs no write, and answers as the first one. `code` is one of
-        ours, never a provider's words. Raises ValueRefused and VaultError.
+        The same failure again within FAILURE_NOTED_EVERY costs no write. `code` is one of ours, never a provider's
+        words. Raises ValueRefused and VaultError.
         """
         valid_failure(code)
-        key, failure, moment = (owner, provider), (version, code), time.monotonic()
+        key, moment = (connection_id, version), time.monotonic()
+        which = _is_version(owner, connection_id, version)
         noted = self._failure_noted.get(key)
-        if noted is not None and noted[0] == failure and moment < noted[1] + FAILURE_NOTED_EVERY.total_seconds():
-            return True
+        if noted is not None and noted[0] == code and moment < noted[1] + FAILURE_NOTED_EVERY.total_seconds():
+            async with self._parts.database.reading() as reading:
+                return (await reading.execute(select(connections.c.id).where(which))).scalar() is not None
         if len(self._failure_noted) >= _MANY:
             self._failure_noted.clear()
         # Before the write, so that of a hundred calls that fail at once one makes it.
-        self._failure_noted[key] = (failure, moment)
+        self._failure_noted[key] = (code, moment)
         done = False
         try:
-            done = await self._mark(owner, _is(owner, provider) & (connections.c.version == version), code)
+            done = await self._mark(owner, which, code)
         finally:
             if not done:
                 self._failure_noted.pop(key, None)
         return done
 
-    async def clear_failure(self, owner: str, provider: Provider, version: int) -> bool:
+    async def clear_failure(self, owner: str, connection_id: str, version: int) -> bool:
         """Take the mark away: the provider has taken this version. Whether there was one. Raises VaultError."""
-        self._failure_noted.pop((owner, provider), None)
-        marked = connections.c.last_failure.is_not(None) & (connections.c.version == version)
-        return await self._mark(owner, _is(owner, provider) & marked, None)
+        self._failure_noted.pop((connection_id, version), None)
+        marked = connections.c.last_failure.is_not(None)
+        return await self._mark(owner, _is_version(owner, connection_id, version) & marked, None)
 
     async def _mark(self, owner: str, which: ColumnElement[bool], code: str | None) -> bool:
         marked = update(connections).where(which)
@@ -196,6 +201,10 @@ class StoredConnections:
 
 def _is(owner: str, provider: str) -> ColumnElement[bool]:
     return and_(connections.c.owner == owner, connections.c.provider == provider)
+
+
+def _is_version(owner: str, connection_id: str, version: int) -> ColumnElement[bool]:
+    return and_(connections.c.owner == owner, connections.c.id == connection_id, connections.c.version == version)
 
 
 def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:

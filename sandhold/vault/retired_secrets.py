@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import SecretStr
@@ -22,9 +23,12 @@ from sandhold.security.envelope import size_of
 from sandhold.security.secret_forms import is_searchable
 from sandhold.vault.parts import Parts, now
 from sandhold.vault.records import RETIRED_BYTES_PER_SESSION, RETIRED_PER_SESSION, SECRET_BYTES
-from sandhold.vault.schema import place_of_retired_secret, place_of_secret, retired_secrets, secrets
+from sandhold.vault.schema import PlaceOf, place_of_retired_secret, place_of_secret, retired_secrets, secrets
 
 logger = logging.getLogger("sandhold.vault")
+
+_A_MOMENT = timedelta(microseconds=1)
+"""The least that both databases tell apart."""
 
 
 @dataclass(frozen=True)
@@ -48,51 +52,53 @@ class RetiredSecrets:
     async def prepared(self, session_id: str, run_id: str, name: str, new: bytes | None) -> Retiring:
         """The value that the secret has now, for `keep`; `new` is what comes in its place.
 
-        One that does not open is not kept: nobody could search for it, and setting the secret anew is what mends it.
-        Raises VaultError and KeyRingUnusable.
+        One that does not open is not kept, nor are earlier ones of this name: nobody could search for them, and a
+        session that has one cannot redact. Setting or removing the secret, by whatever value, is what mends it. Raises
+        VaultError and KeyRingUnusable.
         """
         is_it = and_(secrets.c.session_id == session_id, secrets.c.run_id == run_id, secrets.c.name == name)
         async with self._parts.database.reading() as reading:
             current = (await reading.execute(select(secrets).where(is_it))).mappings().first()
             wanted = select(retired_secrets).where(_of(session_id, run_id), retired_secrets.c.name == name)
             earlier = (await reading.execute(wanted)).mappings().all()
+        kept = {str(row["id"]): await self._opened(row, place_of_retired_secret) for row in earlier}
+        damaged = [each for each, value in kept.items() if value is None]
         if current is None:
-            return Retiring(None)
+            return Retiring(None, in_its_place=damaged)
         was = bytes(current["sealed"])
+        value = await self._opened(current, place_of_secret)
+        if value is None or value == new or not is_searchable(value):
+            return Retiring(was, in_its_place=damaged)
+        row: dict[str, Any] = {"id": uuid.uuid4().hex, "session_id": session_id, "run_id": run_id, "name": name}
+        row["sealed"] = await self._parts.envelope.seal(value, place_of_retired_secret(row))
+        return Retiring(was, row, [*damaged, *(each for each, earlier_value in kept.items() if earlier_value == value)])
+
+    async def _opened(self, row: RowMapping, place_of: PlaceOf) -> bytes | None:
+        """The value of a row that may be dropped; None when it does not open."""
         try:
-            value = await self._parts.envelope.open(was, place_of_secret(dict(current)))
+            return await self._parts.envelope.open(bytes(row["sealed"]), place_of(dict(row)))
         except KeyRingUnusable:
             raise
         except SecurityError as error:
             logger.warning(
-                "a secret that does not open is replaced; output that shows it is not redacted",
-                extra={"session": session_id, "secret": name, "error": type(error).__name__},
+                "a value of a secret that does not open is dropped; output that shows it is not redacted",
+                extra={"session": row["session_id"], "secret": row["name"], "error": type(error).__name__},
             )
-            return Retiring(was)
-        if value == new or not is_searchable(value):
-            return Retiring(was)
-        row: dict[str, Any] = {"id": uuid.uuid4().hex, "session_id": session_id, "run_id": run_id, "name": name}
-        row["sealed"] = await self._parts.envelope.seal(value, place_of_retired_secret(row))
-        in_its_place = [str(each["id"]) for each in earlier if await self._is_needless(each, value)]
-        return Retiring(was, row, in_its_place)
-
-    async def _is_needless(self, row: RowMapping, value: bytes) -> bool:
-        try:
-            return await self._parts.envelope.open(bytes(row["sealed"]), place_of_retired_secret(dict(row))) == value
-        except KeyRingUnusable:
-            raise
-        except SecurityError:
-            return True
+            return None
 
     async def keep(
         self, writing: AsyncConnection, session_id: str, run_id: str, retiring: Retiring, secrets_bytes: int
     ) -> None:
         """Keep the value, within the transaction that replaces it and after which secrets have so many bytes in all.
 
-        The oldest make room for later ones and for the secrets; the latest one always has room.
+        The oldest make room for later ones and for the secrets; this one always has room, whatever the clocks of those
+        who kept others before.
         """
         if retiring.row is not None:
-            await writing.execute(insert(retired_secrets).values(**retiring.row, retired_at=now()))
+            latest = select(func.max(retired_secrets.c.retired_at)).where(_of(session_id, run_id))
+            before: datetime | None = (await writing.execute(latest)).scalar()
+            retired_at = now() if before is None else max(now(), before + _A_MOMENT)
+            await writing.execute(insert(retired_secrets).values(**retiring.row, retired_at=retired_at))
         wanted = select(retired_secrets.c.id, retired_secrets.c.sealed).where(_of(session_id, run_id))
         wanted = wanted.order_by(retired_secrets.c.retired_at.desc(), retired_secrets.c.id)
         room, places = max(SECRET_BYTES, RETIRED_BYTES_PER_SESSION - secrets_bytes), RETIRED_PER_SESSION

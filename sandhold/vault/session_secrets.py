@@ -57,13 +57,17 @@ class StoredSecrets:
         data = valid_secret(value)
         moment = now()
         row = {"session_id": session_id, "run_id": run_id, "name": name}
-        sealed = await self._parts.envelope.seal(data, place_of_secret(row))
         while True:
+            primary = await self._parts.envelope.primary()
+            sealed = await self._parts.envelope.seal(data, place_of_secret(row))
             retiring = await self._retired.prepared(session_id, run_id, name, data)
             async with self._alone_with(session_id, run_id) as (writing, stored):
                 current = stored.pop(name, None)
                 if (None if current is None else current.sealed) != retiring.was:
                     # Somebody was quicker, or has wrapped it anew: what is to be kept is another value now.
+                    continue
+                if await self._parts.envelope.primary() != primary:
+                    # The wait was long: a rotation may have been here already, and would leave the values behind.
                     continue
                 used = sum(each.size for each in stored.values())
                 _check_room(session_id, len(data), used, current, len(stored))
@@ -108,11 +112,12 @@ class StoredSecrets:
     async def delete_secret(self, session_id: str, run_id: str, name: str) -> None:
         """Remove one; its value is kept for redaction. Raises SecretMissing, VaultError and KeyRingUnusable."""
         while True:
+            primary = await self._parts.envelope.primary()
             retiring = await self._retired.prepared(session_id, run_id, name, None)
             async with self._alone_with(session_id, run_id) as (writing, stored):
                 if (current := stored.pop(name, None)) is None:
                     raise SecretMissing(session_id, name)
-                if current.sealed != retiring.was:
+                if current.sealed != retiring.was or await self._parts.envelope.primary() != primary:
                     continue
                 await writing.execute(delete(secrets).where(_of(session_id, run_id), secrets.c.name == name))
                 used = sum(each.size for each in stored.values())

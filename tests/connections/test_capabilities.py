@@ -107,9 +107,9 @@ async def test_a_connection_is_the_workers_when_they_have_used_or_marked_it(sett
     said = await told(settings, vault)
     assert (said.available, said.connection) == (None, "own")
     assert (await told(settings, vault, sandbox(row.id))).available is True
-    await vault.note_use("ada", "daytona")
+    await vault.note_use("ada", row.id, 1)
     assert (await told(settings, vault)).available is True
-    await vault.note_failure("ada", "daytona", 1, "connection_required")
+    await vault.note_failure("ada", row.id, 1, "connection_required")
     assert (await told(settings, vault)).available is False
 
 

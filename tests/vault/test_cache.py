@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 from sandhold.security import open_key_ring
 from sandhold.settings import Settings
 from sandhold.vault import Vault, VaultCache, VaultUnavailable, open_vault
+from tests.workflows.waiting import eventually
 
 LONG_S = 1000.0
 
@@ -98,7 +100,8 @@ async def test_our_own_changes_are_seen_at_once(vault: Vault, counted: Counted) 
     assert await key(cache) is None
     await put(vault, "one", 0)
     assert await key(cache) == "one"
-    await vault.note_failure("alice", "daytona", 1, "refused")
+    [row] = await vault.connection_rows()
+    await vault.note_failure("alice", row.id, 1, "refused")
     marked = await cache.connection("alice", "daytona")
     assert marked is not None
     assert marked.last_failure == "refused"
@@ -181,3 +184,14 @@ async def test_only_so_many_are_kept(vault: Vault, counted: Counted) -> None:
     assert counted.queries == 3
     await cache.connection("b", "daytona")
     assert counted.queries == 4
+
+
+async def test_values_are_let_go_when_their_time_is_over_though_nobody_asks_again(vault: Vault) -> None:
+    await vault.set_secret("s-1", "run-1", "A", SecretStr("1"))
+    cache = VaultCache(vault, 0.05)
+    kept = weakref.ref(await cache.secret_values("s-1", "run-1"))
+
+    async def is_kept() -> bool:
+        return kept() is not None
+
+    await eventually(is_kept, lambda is_there: not is_there, "values that are let go")

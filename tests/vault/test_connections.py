@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from sandhold.security import KeyUnknown, NotEncrypted, SecurityError, Tampered
-from sandhold.security.key_document import KeyDocument
+from sandhold.security import KeyUnknown, NotEncrypted, SecurityError, Tampered, open_key_ring
+from sandhold.security.envelope import key_id_of
+from sandhold.security.key_document import KeyDocument, RingKey
+from sandhold.security.key_ring import WrappedKey
 from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.settings import Settings
 from sandhold.vault import ConnectionChanged, ConnectionMissing, ConnectionRow, ValueRefused, Vault, open_vault
@@ -27,6 +29,11 @@ async def connect(vault: Vault, owner: str = "alice", key: str = KEY, replaces: 
 async def key_of(vault: Vault, owner: str = "alice") -> str | None:
     record = await vault.connection(owner, "daytona")
     return None if record is None else record.secret.get_secret_value()
+
+
+async def id_of(vault: Vault, owner: str = "alice") -> str:
+    [row] = await vault.connection_rows(owner)
+    return row.id
 
 
 async def test_what_was_stored_is_read_again(vault: Vault) -> None:
@@ -60,8 +67,9 @@ async def test_a_secret_of_any_text_up_to_64_kib_is_kept_exactly(vault: Vault) -
 
 async def test_a_replaced_key_is_a_new_version_without_the_old_ones_marks(vault: Vault) -> None:
     await connect(vault, api_url="https://one.example")
-    await vault.note_use("alice", "daytona")
-    await vault.note_failure("alice", "daytona", 1, "refused")
+    of = await id_of(vault)
+    await vault.note_use("alice", of, 1)
+    await vault.note_failure("alice", of, 1, "refused")
     first = await vault.connection("alice", "daytona")
     await connect(vault, key=OTHER_KEY, replaces=1)
     second = await vault.connection("alice", "daytona")
@@ -123,19 +131,20 @@ async def test_a_removed_connection_is_gone(vault: Vault) -> None:
 
 async def test_use_is_noted_with_one_write_a_minute(vault: Vault, settings: Settings, behind: Behind) -> None:
     await connect(vault)
-    await asyncio.gather(*(vault.note_use("alice", "daytona") for _ in range(20)))
+    of = await id_of(vault)
+    await asyncio.gather(*(vault.note_use("alice", of, 1) for _ in range(20)))
     [first] = await vault.connection_rows()
     assert first.last_used_at is not None
     assert abs(first.last_used_at - datetime.now(UTC)) < timedelta(minutes=1)
     # Another process, whose memory is another.
     other = await open_vault(settings, EnvironmentKeyRing(KeyDocument.new().dump()))
     try:
-        await other.note_use("alice", "daytona")
+        await other.note_use("alice", of, 1)
     finally:
         await other.close()
     assert (await vault.connection_rows())[0].last_used_at == first.last_used_at
     await behind.rows("UPDATE connections SET last_used_at = '2020-01-01 00:00:00+00'".replace("+00", _zone(vault)))
-    await vault.note_use("alice", "daytona")
+    await vault.note_use("alice", of, 1)
     [unnoted] = await vault.connection_rows()
     assert unnoted.last_used_at == datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -146,40 +155,88 @@ def _zone(vault: Vault) -> str:
 
 async def test_a_failure_marks_its_version_alone(vault: Vault) -> None:
     await connect(vault)
-    assert await vault.note_failure("alice", "daytona", 1, "connection_required")
+    of = await id_of(vault)
+    assert await vault.note_failure("alice", of, 1, "connection_required")
     [row] = await vault.connection_rows()
     assert row.last_failure == "connection_required"
     assert row.last_failure_at is not None
-    assert not await vault.clear_failure("alice", "daytona", 2)
-    assert await vault.clear_failure("alice", "daytona", 1)
-    assert not await vault.clear_failure("alice", "daytona", 1)
+    assert not await vault.clear_failure("alice", of, 2)
+    assert await vault.clear_failure("alice", of, 1)
+    assert not await vault.clear_failure("alice", of, 1)
     assert (await vault.connection_rows())[0].last_failure is None
     await connect(vault, replaces=1)
-    assert not await vault.note_failure("alice", "daytona", 1, "late")
-    assert not await vault.note_failure("bob", "daytona", 1, "nobody")
+    assert not await vault.note_failure("alice", of, 1, "late")
+    assert not await vault.note_failure("bob", of, 1, "nobody")
     assert (await vault.connection_rows())[0].last_failure is None
     with pytest.raises(ValueRefused):
-        await vault.note_failure("alice", "daytona", 2, f"the key {KEY} is wrong")
+        await vault.note_failure("alice", of, 2, f"the key {KEY} is wrong")
+
+
+async def test_a_late_word_of_a_removed_or_replaced_connection_marks_no_other(vault: Vault, settings: Settings) -> None:
+    elsewhere = await open_vault(settings, open_key_ring(settings))
+    await connect(elsewhere)
+    removed = await id_of(vault)
+    assert await vault.note_failure("alice", removed, 1, "connection_required")
+    await vault.note_use("alice", removed, 1)
+    await elsewhere.delete_connection("alice", "daytona")
+    await connect(elsewhere)
+    made = await id_of(vault)
+    assert not await vault.note_failure("alice", removed, 1, "connection_required")
+    assert not await vault.note_failure("alice", removed, 1, "provider_rejected")
+    await vault.note_use("alice", removed, 1)
+    [row] = await vault.connection_rows()
+    assert (row.version, row.last_failure, row.last_used_at) == (1, None, None)
+    await vault.note_use("alice", made, 1)
+    assert await vault.note_failure("alice", made, 1, "connection_required"), "at once, as it is another one"
+    [row] = await vault.connection_rows()
+    assert row.last_failure == "connection_required"
+    assert row.last_used_at is not None
+    await connect(elsewhere, key=OTHER_KEY, replaces=1)
+    await elsewhere.close()
+    assert not await vault.note_failure("alice", made, 1, "connection_required"), "although it was a moment ago"
+    assert not await vault.clear_failure("alice", removed, 2)
+
+
+async def test_a_key_that_waited_for_a_rotation_to_pass_is_sealed_under_its_key(
+    settings: Settings, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = KeyDocument.new(), RingKey.new("primary")
+    both = KeyDocument(keys=[old.keys[0].model_copy(update={"state": "decrypt_only"}), new])
+    ring = EnvironmentKeyRing(old.dump())
+    vault = await open_vault(settings, ring)
+    wrap = ring.wrap
+
+    async def wrapped(data_key: bytes, context: bytes) -> WrappedKey:
+        under = await wrap(data_key, context)
+        ring._document = both
+        return under
+
+    monkeypatch.setattr(ring, "wrap", wrapped)
+    await connect(vault)
+    [(sealed,)] = await behind.rows("SELECT sealed FROM connections")
+    assert (key_id_of(bytes(sealed)), await key_of(vault)) == (new.id, KEY)
+    await vault.close()
 
 
 async def test_the_same_failure_again_and_again_costs_one_write(
     vault: Vault, behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await connect(vault)
+    of = await id_of(vault)
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
 
     async def failed(code: str, *, times: int = 1) -> tuple[str | None, bool]:
         """The mark when it has failed so, and whether it was written."""
         zone = _zone(vault)
         await behind.rows(f"UPDATE connections SET last_failure_at = '2020-01-01 00:00:00{zone}'")
-        assert all(await asyncio.gather(*(vault.note_failure("alice", "daytona", 1, code) for _ in range(times))))
+        assert all(await asyncio.gather(*(vault.note_failure("alice", of, 1, code) for _ in range(times))))
         [row] = await vault.connection_rows()
         return row.last_failure, row.last_failure_at != long_ago
 
     assert await failed("connection_required", times=20) == ("connection_required", True)
     assert await failed("connection_required", times=20) == ("connection_required", False)
     assert await failed("provider_rejected") == ("provider_rejected", True)
-    assert await vault.clear_failure("alice", "daytona", 1)
+    assert await vault.clear_failure("alice", of, 1)
     assert await failed("provider_rejected") == ("provider_rejected", True), "after a success it is marked at once"
     monkeypatch.setattr(stored, "FAILURE_NOTED_EVERY", timedelta(0))
     assert await failed("provider_rejected") == ("provider_rejected", True), "when the time is over"

@@ -148,14 +148,14 @@ async def test_a_server_that_is_killed_in_mid_query_is_away_and_then_there_again
 ) -> None:
     url = await own_postgres.new_database()
     vault = await opened(at(url, tmp_path))
-    await vault.put_connection("alice", "daytona", SecretStr(SECRET), replaces=0)
+    of = (await vault.put_connection("alice", "daytona", SecretStr(SECRET), replaces=0)).id
     # A lock of somebody else's holds the query up until the server is killed.
     holding = asyncio.create_task(own_postgres.execute("BEGIN; LOCK TABLE connections; SELECT pg_sleep(60)", url))
     await asyncio.sleep(0.5)
     waiting = [
         asyncio.create_task(vault.connection("alice", "daytona")),
         asyncio.create_task(vault.put_connection("alice", "daytona", SecretStr("new"), replaces=1)),
-        asyncio.create_task(vault.note_failure("alice", "daytona", 1, "refused")),
+        asyncio.create_task(vault.note_failure("alice", of, 1, "refused")),
     ]
     await asyncio.sleep(0.5)
     assert not any(task.done() for task in waiting)
@@ -165,7 +165,7 @@ async def test_a_server_that_is_killed_in_mid_query_is_away_and_then_there_again
     await asyncio.gather(holding, return_exceptions=True)
     with pytest.raises(VaultUnavailable):
         await vault.connection_rows()
-    await vault.note_use("alice", "daytona")  # only bookkeeping: it fails nobody's call
+    await vault.note_use("alice", of, 1)  # only bookkeeping: it fails nobody's call
     await asyncio.to_thread(own_postgres.start)
     again = await vault.connection("alice", "daytona")
     assert again is not None

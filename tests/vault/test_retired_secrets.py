@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sandhold.security import Envelope, Tampered, open_key_ring
+from sandhold.security.envelope import key_id_of
 from sandhold.security.holders import SealedHolder
 from sandhold.security.key_document import KeyDocument, RingKey
 from sandhold.security.key_rings import EnvironmentKeyRing
 from sandhold.settings import Settings
-from sandhold.vault import Vault, open_vault
+from sandhold.vault import Vault, open_vault, retired_secrets
+from sandhold.vault.parts import now
 from sandhold.vault.records import RETIRED_BYTES_PER_SESSION, RETIRED_PER_SESSION, SECRET_BYTES
 from tests.vault.conftest import Behind
 
@@ -128,6 +132,63 @@ async def test_what_does_not_open_is_told_and_goes_when_the_secret_is_set_anew(
     await put(vault, "the third")
     assert await usable(vault) == {"TOKEN": "the third"}
     assert await retired(vault) == [("TOKEN", "the first" if table == "secrets" else "the second")]
+
+
+@pytest.mark.parametrize(("left", "anew"), [(None, "the third"), ("the second", "the second"), ("tiny", "the third")])
+async def test_an_earlier_value_that_does_not_open_goes_whatever_is_there_and_comes(
+    vault: Vault, behind: Behind, left: str | None, anew: str
+) -> None:
+    await put(vault, "the first")
+    await vault.delete_secret("s-1", "run-1", "TOKEN")
+    if left is not None:
+        await put(vault, left)
+    [(record,)] = await behind.rows("SELECT id FROM retired_secrets")
+    await behind.flip("retired_secrets", record, -1)
+    with pytest.raises(Tampered):
+        await vault.secret_values("s-1", "run-1")
+    await put(vault, anew)
+    assert (await usable(vault), await retired(vault)) == ({"TOKEN": anew}, [])
+
+
+async def test_the_latest_has_room_although_others_were_kept_by_a_clock_that_is_ahead(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("A", "B", "C"):
+        await put(vault, name * SECRET_BYTES, name)
+    with monkeypatch.context() as ahead:
+        ahead.setattr(retired_secrets, "now", lambda: now() + timedelta(hours=1))
+        for mark in "12":
+            await put(vault, mark * 60_000)
+    await put(vault, "3" * 60_000)
+    assert [value[0] for _, value in await retired(vault)] == ["2"]
+    await put(vault, "a small one")
+    assert [value[0] for _, value in await retired(vault)] == ["3", "2"], "the latest first"
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_what_waited_for_a_rotation_to_pass_is_sealed_under_its_key(
+    settings: Settings, behind: Behind, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    old, new = KeyDocument.new(), RingKey.new("primary")
+    both = EnvironmentKeyRing(KeyDocument(keys=[old.keys[0].model_copy(update={"state": "decrypt_only"}), new]).dump())
+    ring = EnvironmentKeyRing(old.dump())
+    vault = await open_vault(settings, ring)
+    await put(vault, "the first")
+    lock = vault._parts.database.lock
+
+    async def waited(connection: AsyncConnection, number: int) -> None:
+        await lock(connection, number)
+        ring._document = both.document()
+
+    monkeypatch.setattr(vault._parts.database, "lock", waited)
+    if removed:
+        await vault.delete_secret("s-1", "run-1", "TOKEN")
+    else:
+        await put(vault, "the second")
+    assert await retired(vault) == [("TOKEN", "the first")]
+    rows = await behind.rows("SELECT sealed FROM secrets UNION ALL SELECT sealed FROM retired_secrets")
+    assert [key_id_of(bytes(sealed)) for (sealed,) in rows] == [new.id] * (1 if removed else 2)
+    await vault.close()
 
 
 async def test_rotation_wraps_them_anew(settings: Settings) -> None:
