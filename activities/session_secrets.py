@@ -17,7 +17,7 @@ from sandhold.contracts.secrets import why_no_secret_variable
 from sandhold.contracts.sessions import SessionRecord
 from sandhold.contracts.steps import SandboxRef
 from sandhold.github import USERNAME, is_installation
-from sandhold.security.process_secrets import register_secret_in_use
+from sandhold.security.process_secrets import logs_ready, register_secret_in_use
 from sandhold.settings import Settings
 from sandhold.vault.records import PROVIDERS, SessionValues
 
@@ -59,6 +59,7 @@ class SessionSecrets:
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
                     register_secret_in_use(f"{provider}-connection", record.secret.get_secret_value())
         values = await self._values(session_id, fresh=fresh)
+        await logs_ready()
         known.update({name: value.get_secret_value() for name, value in values.usable.items()})
         ages = Counter[str]()
         # A command that runs on may still print what has been replaced since.
@@ -87,6 +88,7 @@ class SessionSecrets:
                 raise as_application_error(ToolError(code=ErrorCode.INVALID_ARGUMENTS, message=refused))
         # What was set or replaced a moment ago is for the next command already.
         found = (await self._values(ref.session_id, fresh=True)).usable
+        await logs_ready()
         if missing := [name for name in names if name not in found]:
             raise _missing(ref.session_id, missing)
         chosen = {name: found[name].get_secret_value() for name in names}
@@ -99,7 +101,8 @@ class SessionSecrets:
         if self._connections.cache is None or (run_id := await self.run_of(session_id)) is None:
             return SessionValues({}, ())
         found = await self._connections.cache.secret_values(session_id, run_id, fresh=fresh)
-        for name, value in (*found.usable.items(), *found.retired):
+        # Logs forget first what was registered first: let that be what no command gets any more.
+        for name, value in (*reversed(found.retired), *found.usable.items()):
             register_secret_in_use(name, value.get_secret_value())
         return found
 

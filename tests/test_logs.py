@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Mapping
 
 import pytest
@@ -125,14 +126,79 @@ def test_large_secrets_in_use_leave_the_lasting_ones_alone_and_take_little_memor
     assert known == [3, 4, 5, 6, 7, 8], "384 KiB of them"
 
 
-def test_a_secret_that_comes_new_costs_only_what_is_made_ready_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many secrets were in each batch that was made ready."""
     made: list[int] = []
 
-    def counted(secrets: Mapping[str, str]) -> KnownValues:
+    def counted(secrets: Mapping[str, str], *, most_for_table: int) -> KnownValues:
         made.append(len(secrets))
-        return KnownValues(secrets)
+        return KnownValues(secrets, most_for_table=most_for_table)
 
     monkeypatch.setattr("sandhold.security.process_secrets.KnownValues", counted)
+    return made
+
+
+def test_all_secrets_that_a_session_may_have_are_known_and_made_ready_once(made: list[int]) -> None:
+    registry = SecretRegistry()
+    values = [f"{number:04}" * 650 for number in range(100)]
+    for _ in range(2):
+        for number, value in enumerate(values):
+            registry.register_in_use(f"SECRET_{number}", value)
+        shown = registry.redact(" ".join(values))
+        assert shown == " ".join(f"[redacted:SECRET_{number}]" for number in range(100))
+        assert sum(made) == 100
+
+
+def test_a_line_finds_ready_what_was_made_before_and_makes_only_the_rest(made: list[int]) -> None:
+    registry = SecretRegistry()
+    for number in range(80):
+        registry.register_in_use("KEY", f"value-{number:03}-of-many")
+    assert not registry.is_ready
+    registry.make_ready()
+    assert registry.is_ready
+    assert made == [32, 32, 16]
+    for number in range(80, 100):
+        registry.register_in_use("KEY", f"value-{number:03}-of-many")
+    assert not registry.is_ready
+    made.clear()
+    shown = registry.redact(" ".join(f"value-{number:03}-of-many" for number in range(100)))
+    assert "value" not in shown
+    assert made == [32, 4]
+    assert registry.is_ready
+
+
+def test_while_secrets_are_made_ready_others_can_be_registered_and_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = SecretRegistry()
+    registry.register("KEY", "value-for-good")
+    begun, go_on = threading.Event(), threading.Event()
+    shown: list[str] = []
+
+    def slow(secrets: Mapping[str, str], *, most_for_table: int) -> KnownValues:
+        if not begun.is_set():
+            begun.set()
+            # As a finalizer does that a collection of garbage runs here.
+            shown.append(registry.redact("value-for-good"))
+            go_on.wait(60)
+        return KnownValues(secrets, most_for_table=most_for_table)
+
+    monkeypatch.setattr("sandhold.security.process_secrets.KnownValues", slow)
+    making = threading.Thread(target=registry.make_ready, daemon=True)
+    making.start()
+    assert begun.wait(60)
+    registering = threading.Thread(target=registry.register_in_use, args=("NEW", "value-of-a-new-one"), daemon=True)
+    registering.start()
+    registering.join(60)
+    assert not registering.is_alive(), "it waits for no making"
+    go_on.set()
+    making.join(60)
+    assert not making.is_alive()
+    assert shown == ["[redacted:KEY]"]
+    assert not registry.is_ready, "one came meanwhile"
+    assert registry.redact("value-for-good value-of-a-new-one") == "[redacted:KEY] [redacted:NEW]"
+
+
+def test_a_secret_that_comes_new_costs_only_what_is_made_ready_beside_it(made: list[int]) -> None:
     registry = SecretRegistry()
     values = [f"the-key-of-owner-{number:03}" for number in range(600)]
     for value in values[:250]:

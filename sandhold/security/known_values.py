@@ -20,8 +20,12 @@ _TABLE_BYTES = 32 * 1024
 class KnownValues:
     """The forms of all secrets, numbered."""
 
-    def __init__(self, secrets: Mapping[str, str | bytes]) -> None:
-        """Where two secrets have the same form it is of the name that sorts first, or of the one whose value it is."""
+    def __init__(self, secrets: Mapping[str, str | bytes], *, most_for_table: int = _TABLE_BYTES) -> None:
+        """Where two secrets have the same form it is of the name that sorts first, or of the one whose value it is.
+
+        Forms of more than `most_for_table` bytes together are never searched for by a table of states: it is faster,
+        and takes up to 2 KiB for each of these bytes.
+        """
         values = {name: forms_of(secrets[name]) for name in sorted(secrets)}
         names: dict[bytes, str] = {}
         for name, forms in values.items():
@@ -38,7 +42,7 @@ class KnownValues:
         self.size = sum(map(len, self._forms))
         """Bytes of all forms together."""
         # By itself the library chooses the table for few patterns: a KiB for each byte of a long one.
-        small = self.size <= _TABLE_BYTES
+        small = self.size <= most_for_table
         how = None if small else Implementation.ContiguousNFA
         self._leftmost = BytesAhoCorasick(self._forms, matchkind=MatchKind.LeftmostLongest, implementation=how)
         self._every = BytesAhoCorasick(self._forms, implementation=how)

@@ -6,23 +6,27 @@ and session secrets whenever they are resolved. Of these the latest are known, a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sandhold.security.known_values import JoinedValues, KnownValues
 from sandhold.security.redaction import Redactor
 from sandhold.security.secret_forms import is_searchable
 
-_MOST_BATCHES = 16
+_MOST_SECRETS = 512
 _MOST_BYTES = 384 * 1024
-"""Of all values that are in use, as many as one session may have: what searches for them takes some three hundred times
-as much memory."""
+"""Of all values that are in use, as many as one session may have: what searches for them takes up to seven hundred
+times as much memory."""
 _BATCH_SECRETS = 32
 _BATCH_BYTES = 8 * 1024
 """A batch is made ready anew whenever a secret is added to it: that takes some milliseconds, 0.1 s at the worst."""
+_MOST_FOR_TABLE = 2 * 1024
+"""Bytes of forms of a batch. There are up to a hundred batches: tables for them all would take more than a GiB."""
 _OF_THE_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
 # Pydantic's errors quote what was wrong: on one line, as Python writes it.
 _INPUT = re.compile(r"input_value=.*, input_type=(\w+)")
@@ -33,39 +37,52 @@ _Secret = tuple[str, str]
 
 @dataclass(eq=False)
 class _Batch:
-    """Some secrets that are made ready together, when they are first needed."""
+    """Some secrets that are made ready together."""
 
-    labels: dict[_Secret, str] = field(default_factory=dict)
+    labels: Mapping[_Secret, str] = field(default_factory=dict)
+    """Another one for each secret that is added: it may be read while that happens."""
     size: int = 0
     """Bytes of all values, as far as they are ASCII."""
-    _values: KnownValues | None = None
+    _made: tuple[Mapping[_Secret, str], KnownValues] | None = None
+    _making: threading.RLock = field(default_factory=threading.RLock)
 
     def add(self, secret: _Secret, label: str) -> None:
-        self.labels[secret] = label
+        self.labels = {**self.labels, secret: label}
         self.size += len(secret[1])
-        self._values = None
 
     def values(self) -> KnownValues:
-        if self._values is None:
-            self._values = KnownValues({label: value for (_, value), label in self.labels.items()})
-        return self._values
+        """Of all secrets added so far, made once: who comes meanwhile waits for it."""
+        with self._making:
+            labels = self.labels
+            if self._made is None or self._made[0] is not labels:
+                values = {label: value for (_, value), label in labels.items()}
+                self._made = labels, KnownValues(values, most_for_table=_MOST_FOR_TABLE)
+            return self._made[1]
 
 
 class SecretRegistry:
     """Secrets by name and value, and a redactor of them all. For any thread.
 
-    A new secret costs the making of its batch, at the next line that is logged; the others stay as they are. At most
-    512 of the secrets in use are known, and the batch goes first of which none was used for longest.
+    A new secret costs the making of its batch, by `make_ready` or at the next line that is logged; the others stay as
+    they are. At most 512 of the secrets in use are known, or 384 KiB, and the batch goes first of which none was used
+    for longest.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A collection of garbage may log in the midst of anything that is done here.
+        self._lock = threading.RLock()
         self._lasting = _Batch()
         self._filling = _Batch()
         self._in_use = OrderedDict({id(self._filling): self._filling})
         """By identity, the one that was used last at the end."""
         self._batch_of: dict[_Secret, _Batch] = {}
         self._redactor: Redactor | None = None
+        self._changes = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next line can be searched at once."""
+        return self._redactor is not None
 
     def register(self, name: str, value: str) -> None:
         """Have the value redacted for good. Safe to repeat; one too short to be told from other text is left."""
@@ -73,7 +90,7 @@ class SecretRegistry:
         with self._lock:
             if secret not in self._lasting.labels and is_searchable(value):
                 self._lasting.add(secret, self._label(name))
-                self._redactor = None
+                self._changed()
 
     def register_in_use(self, name: str, value: str) -> None:
         """Have the value redacted from now on, while others that come later leave room for it. As `register`."""
@@ -83,7 +100,7 @@ class SecretRegistry:
             if batch is None and is_searchable(value):
                 batch = self._batch_of[secret] = self._with_room(len(value))
                 batch.add(secret, self._label(name))
-                self._redactor = None
+                self._changed()
             if batch is not None:
                 self._in_use[id(batch)] = batch
                 self._in_use.move_to_end(id(batch))
@@ -91,12 +108,31 @@ class SecretRegistry:
 
     def redact(self, text: str) -> str:
         """The text as it may be logged: without secrets, tokens of known shapes, and what pydantic quotes as wrong."""
+        return self._ready().redact_excerpt(without_input(text))
+
+    def make_ready(self) -> None:
+        """Make what searches for the secrets registered so far, a second's work or more where a session has many.
+
+        Otherwise the next line that is logged has to wait for it.
+        """
+        self._ready()
+
+    def _ready(self) -> Redactor:
+        """Knows all that was registered before. Nobody who registers or logs waits for all of its making."""
         with self._lock:
-            if self._redactor is None:
-                batches = [batch for batch in (self._lasting, *self._in_use.values()) if batch.labels]
-                self._redactor = Redactor(JoinedValues([batch.values() for batch in batches]))
-            redactor = self._redactor
-        return redactor.redact_excerpt(without_input(text))
+            if self._redactor is not None:
+                return self._redactor
+            batches = [batch for batch in (self._lasting, *self._in_use.values()) if batch.labels]
+            changes = self._changes
+        redactor = Redactor(JoinedValues([batch.values() for batch in batches]))
+        with self._lock:
+            if self._changes == changes:
+                self._redactor = redactor
+        return redactor
+
+    def _changed(self) -> None:
+        self._redactor = None
+        self._changes += 1
 
     def _with_room(self, size: int) -> _Batch:
         """The batch for a new secret."""
@@ -107,10 +143,10 @@ class SecretRegistry:
 
     def _forget_the_oldest(self) -> None:
         size = sum(batch.size for batch in self._in_use.values())
-        while len(self._in_use) > 1 and (len(self._in_use) > _MOST_BATCHES or size > _MOST_BYTES):
+        while len(self._in_use) > 1 and (len(self._batch_of) > _MOST_SECRETS or size > _MOST_BYTES):
             _, oldest = self._in_use.popitem(last=False)
             size -= oldest.size
-            self._redactor = None
+            self._changed()
             for secret in oldest.labels:
                 del self._batch_of[secret]
             if oldest is self._filling:
@@ -130,6 +166,12 @@ _registry = SecretRegistry()
 register_secret = _registry.register
 register_secret_in_use = _registry.register_in_use
 redact_for_log = _registry.redact
+
+
+async def logs_ready() -> None:
+    """Returns when lines can be searched for all that was registered so far; makes that ready in a thread."""
+    if not _registry.is_ready:
+        await asyncio.to_thread(_registry.make_ready)
 
 
 def register_environment() -> None:

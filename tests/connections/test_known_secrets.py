@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from sandhold.contracts.sessions import SessionRecord, SessionStart
 from sandhold.contracts.steps import SandboxRef
 from sandhold.github.connection import secret_of_installation
 from sandhold.security import open_key_ring
-from sandhold.security.process_secrets import redact_for_log
+from sandhold.security.known_values import KnownValues
+from sandhold.security.process_secrets import SecretRegistry, redact_for_log
 from sandhold.settings import Settings
 from sandhold.vault import Vault, open_vault
 from tests.stack import KEY_RING
@@ -110,6 +112,60 @@ async def test_logs_show_no_secret_that_a_command_gets_or_may_print(secrets: Ses
     assert "logged-first" not in line
     assert "logged-second" not in line
     assert line.count("[redacted:LOGGED") == 2
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> SecretRegistry:
+    """In the place of the process's own, which whatever else is logged makes ready."""
+    registry = SecretRegistry()
+    monkeypatch.setattr("sandhold.security.process_secrets._registry", registry)
+    for module in ("session_secrets", "connections"):
+        monkeypatch.setattr(f"activities.{module}.register_secret_in_use", registry.register_in_use)
+    return registry
+
+
+async def test_logs_are_made_ready_for_secrets_before_these_are_used_and_not_on_the_event_loop(
+    secrets: SessionSecrets,
+    vault: Vault,
+    settings: Settings,
+    registry: SecretRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def counted(values: Mapping[str, str], *, most_for_table: int) -> KnownValues:
+        made.append(threading.get_ident())
+        return KnownValues(values, most_for_table=most_for_table)
+
+    monkeypatch.setattr("sandhold.security.process_secrets.KnownValues", counted)
+    await vault.put_connection("ada", "daytona", SecretStr("adas-key"), replaces=0)
+    for number in range(40):
+        await vault.set_secret("mine", "run-of-mine", f"NAME_{number}", SecretStr(f"value-{number:02}"))
+    assert await Connections(settings, vault).own("ada") is not None
+    assert len(made) == 1
+    await secrets.of("mine", "ada")
+    assert len(made) == 3, "the batch of the connection, and one more"
+    await vault.set_secret("mine", "run-of-mine", "LATER", SecretStr("value-set-later"))
+    await secrets.environment(REF, ["LATER"])
+    assert len(made) == 4
+    assert registry.redact("adas-key value-00 value-39 value-set-later") == (
+        "[redacted:daytona-connection] [redacted:NAME_0] [redacted:NAME_39] [redacted:LATER]"
+    )
+    assert len(made) == 4
+    assert threading.get_ident() not in made
+
+
+async def test_what_commands_may_get_is_forgotten_by_logs_after_what_they_got_before(
+    secrets: SessionSecrets, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("the-first", "the-second", "the-third"):
+        await vault.set_secret("mine", "run-of-mine", "TOKEN", SecretStr(value))
+    registered: list[str] = []
+    monkeypatch.setattr(
+        "activities.session_secrets.register_secret_in_use", lambda name, value: registered.append(value)
+    )
+    await secrets.of("mine", "ada")
+    assert registered == ["the-first", "the-second", "the-third"]
 
 
 async def test_secrets_that_no_environment_holds_are_refused(
