@@ -161,12 +161,12 @@ async def test_this_search_finds_what_was_sent_without_encryption(server: Server
     plain = Server(Client(**config), server.folder)
     canary = plain.canary("plain")
     await plain.client.start_workflow("Nobody", canary, id="plain", task_queue="nobody", memo={"memo": canary})
-    found = await plain.found()
+    answers = {"DescribeWorkflowExecutionResponse", "GetWorkflowExecutionHistoryResponse"}
+    # Asked of what the server lists, which it does a moment later.
+    found = await eventually(
+        plain.found, lambda found: {place.split()[2] for place in found} >= answers, "the workflow among the answers"
+    )
     assert "plain in the database" in found
-    assert {place.split()[2] for place in found} >= {
-        "DescribeWorkflowExecutionResponse",
-        "GetWorkflowExecutionHistoryResponse",
-    }
     await plain.client.get_workflow_handle("plain").terminate()
 
 

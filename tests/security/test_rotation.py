@@ -116,6 +116,7 @@ class Slow:
     sealed_batch = values.sealed_batch
     async def replace_sealed(self, row, new):
         print("replacing", flush=True)
+        sys.stdin.readline()
         return await values.replace_sealed(row, new)
 print("ready", flush=True)
 ring.change(with_fresh_primary(ring.document()))
@@ -130,12 +131,17 @@ async def test_a_rotation_that_is_killed_loses_nothing(ring: FileKeyRing, tmp_pa
     for lines in (1, 2, 30, 150):
         process = subprocess.Popen(
             [sys.executable, "-c", ROTATOR, str(tmp_path)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.getcwd()},
         )
+        assert process.stdin is not None
         assert process.stdout is not None
         for _ in range(lines):
             process.stdout.readline()
+            # It goes on by one, so that it is killed in the middle of that, and never gets to the end.
+            process.stdin.write(b"\n")
+            process.stdin.flush()
         process.send_signal(signal.SIGKILL)
         process.communicate()
         await all_open(values, Envelope(FileKeyRing(ring.path)), 300)
