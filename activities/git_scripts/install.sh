@@ -48,7 +48,10 @@ install() {
         folder=$ours place=disk
         put || { rm -f -- "$folder/.new.$$"; tell failed file; return; }
     fi
-    [ $place = disk ] && rm -f -- "$memory/hosts.yml" || rm -f -- "$ours/hosts.yml"
+    case $place in
+    disk) rm -f -- "$memory/hosts.yml" ;;
+    memory) rm -f -- "$ours/hosts.yml" ;;
+    esac
     tell place $place
     if ! command -v git >/dev/null; then
         tell git no

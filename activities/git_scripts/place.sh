@@ -62,7 +62,7 @@ pattern='^!sh ~/\.sandhold/git/credential$'
 
 # git config --global, which fails while somebody else changes the same file.
 configure() {
-    for pause in 0.1 0.3 1; do
+    for pause in 0.1 0.2 0.4; do
         git config --global "$@" && return
         # 5: there was nothing to unset.
         [ $? = 5 ] && return
