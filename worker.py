@@ -37,6 +37,8 @@ from activities.connection_marks import ConnectionMarks
 from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
+from activities.git_clones import GitCloneActivities
+from activities.git_tokens import CloneTokens
 from activities.github_faults import GitHubFaults
 from activities.interruptions import InterruptionActivities
 from activities.keeping import KeepingActivities
@@ -112,6 +114,8 @@ def activities_of(
     files = FileActivities(access, storage)
     redactors = Redactors(secrets)
     commands = CommandActivities(access, storage, redactors, secrets)
+    tokens = CloneTokens(github, vault, secrets.run_of)
+    clones = GitCloneActivities(access, storage, commands, redactors, github, tokens)
     command_io = CommandIoActivities(access, storage, redactors)
     following = FollowingActivities(access, storage, redactors)
     interruptions = InterruptionActivities(storage, redactors)
@@ -131,6 +135,8 @@ def activities_of(
             files.write_file,
             commands.run_command,
             commands.stop_commands,
+            clones.clone_repository,
+            clones.finish_clone,
             command_io.read_output,
             command_io.write_input,
             command_io.signal_command,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import posixpath
 from collections.abc import Mapping
+from datetime import timedelta
 
 import structlog
 from pydantic import SecretStr
@@ -47,10 +48,10 @@ log = structlog.get_logger("git")
 CHECK_WITHIN_S = 30.0
 REVOKED_IN_TRIES = 6
 """After so many attempts an outcome is told although a token was not revoked: the clean-up tries on, and it ends."""
+REVOKED_WITHIN = timedelta(seconds=30)
+"""A longer wait for GitHub than this holds no outcome up."""
 _NOTHING_RUNS = frozenset({SandboxSignal.NOT_STARTED.value, SandboxSignal.LOST.value})
-_REFUSED_USE = (
-    "The server asked for a credential, but did not take the user's: the repository can be read without one."
-)
+_REFUSED_USE = "The server asked for a credential, but did not take the user's: the repository can be read without one."
 
 
 class GitCloneActivities:
@@ -90,7 +91,7 @@ class GitCloneActivities:
 
         async def environment() -> tuple[Redactor, Mapping[str, str]]:
             assert clone is not None
-            access = await self._tokens.access(step, clone.address)
+            access = await self._tokens.access(step, clone.address, submodules=clone.submodules)
             # After the token is in the vault: what cannot be shown is not run.
             return await self._redactors.of(step.ref, fresh=True), clone.environment(access)
 
@@ -147,7 +148,7 @@ class GitCloneActivities:
             await self._tokens.end(token)
         except (GitHubFault, VaultError) as fault:
             log.warning("a clone's token was not revoked", call_id=token.call_id, reason=str(fault))
-            if activity.info().attempt < REVOKED_IN_TRIES:
+            if activity.info().attempt < REVOKED_IN_TRIES and _passes_soon(fault):
                 raise
 
     async def _said(self, step: FinishCloneStep) -> str:
@@ -161,13 +162,18 @@ class GitCloneActivities:
         return "" if value is None else ExecResult.model_validate(value).stderr
 
 
+def _passes_soon(fault: GitHubFault | VaultError) -> bool:
+    if isinstance(fault, VaultError):
+        return True
+    return fault.error.retryable and (fault.retry_after or timedelta()) <= REVOKED_WITHIN
+
+
 class _Clone:
     """One clone: what it is to bring, and where to."""
 
-    def __init__(
-        self, ref: SandboxRef, call_id: str, arguments: GitCloneArguments, address: RepositoryAddress
-    ) -> None:
+    def __init__(self, ref: SandboxRef, call_id: str, arguments: GitCloneArguments, address: RepositoryAddress) -> None:
         self.address = address
+        self.submodules = arguments.submodules
         self._arguments = arguments
         self.path = _path(arguments, address)
         self._ref = arguments.branch or ""
@@ -187,7 +193,7 @@ class _Clone:
             path=self.path,
             mark=self._mark,
             depth=self._arguments.depth,
-            submodules=self._arguments.submodules,
+            submodules=self.submodules,
             credential=credential,
         )
 
@@ -234,5 +240,3 @@ def _credential_found(state: CloneState) -> ToolError:
         message=f"after the clone a credential was found in: {', '.join(state.found)[:500]}; it was removed there",
         hint=f"{where} Tell the user to replace the credential if it is one of the repository's own content.",
     )
-
-

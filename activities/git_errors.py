@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 
-from temporalio.exceptions import ApplicationError
-
 from activities.git_scripts import NO_GIT, NO_PLACE, OLD_GIT, PATH_OCCUPIED, CloneState
 from sandhold.contracts.errors import ErrorCode, ToolError
 from sandhold.contracts.fields import CommandStatus
-from sandhold.github import GitHubFault
 
 _QUOTED_CHARS = 300
 
@@ -20,8 +17,8 @@ _SAID: tuple[tuple[ErrorCode, re.Pattern[str]], ...] = tuple(
         (ErrorCode.DISK_FULL, r"no space left on device|disk quota exceeded|file too large"),
         (
             ErrorCode.BRANCH_NOT_FOUND,
-            r"remote branch .* not found|couldn't find remote ref|not our ref|unadvertised object|did not match any file"
-            r"|unable to read tree|reference is not a tree|is not a commit|pathspec .* did not match",
+            r"remote branch .* not found|couldn't find remote ref|not our ref|unadvertised object"
+            r"|did not match any file|unable to read tree|reference is not a tree|is not a commit|pathspec .* did not match",
         ),
         (ErrorCode.NETWORK_ERROR, r"from proxy after connect|proxy connect aborted|could not resolve proxy"),
         (
@@ -44,20 +41,21 @@ _SAID: tuple[tuple[ErrorCode, re.Pattern[str]], ...] = tuple(
 )
 
 _NOT_GIVEN = (
-    "Look at the address. Repositories that are not public need the user's GitHub connection, which is for its own host "
-    "alone, and for an app's installation those of its account: ask the user to connect GitHub (`sandhold connect github`)"
-    ", or to add the repository to the app's installation."
+    "Look at the address. Repositories that are not public need the user's GitHub connection, which is for its own "
+    "host alone, and with an app's installation for those of its account: ask the user to connect GitHub (`sandhold "
+    "connect github`), or to add the repository to the app's installation."
 )
 _GIVEN = (
     "The user's GitHub connection was used. Look at the address; else ask the user whether the connection reaches this "
     "repository, and these submodules."
 )
+_REFUSED = "It may have expired or been revoked: ask the user to connect GitHub again (`sandhold connect github`)."
 _HINTS: dict[ErrorCode, str] = {
     ErrorCode.DISK_FULL: "Delete what is not needed in the sandbox, use a larger one, or give depth 1.",
-    ErrorCode.BRANCH_NOT_FOUND: "Look at the name: a branch, a tag, or a commit that the server still has. Without branch "
-    "the default branch is cloned.",
-    ErrorCode.NETWORK_ERROR: "The server was not reached, or did not answer to the end. Try again under a new call id; a "
-    "large repository may need depth.",
+    ErrorCode.BRANCH_NOT_FOUND: "Look at the name: a branch, a tag, or a commit that the server still has. Without "
+    "branch the default branch is cloned.",
+    ErrorCode.NETWORK_ERROR: "The server was not reached, or did not answer to the end. Try again under a new call id; "
+    "a large repository may need depth.",
     ErrorCode.GIT_FAILED: "What git said is in the message. daytona_command reads all of it by this call's id.",
 }
 _WHAT: dict[ErrorCode, str] = {
@@ -92,31 +90,23 @@ def clone_error(status: CommandStatus | None, exit_code: int | None, said: str, 
 
 def _failed(exit_code: int | None, said: str, state: CloneState) -> ToolError:
     path = state.path or "the path"
-    match exit_code:
-        case 0:
-            message = f"{path} is not the clone of this call any more"
-            return ToolError(code=ErrorCode.CONFLICT, message=message, hint="Clone again under a new call id.")
-        case code if code == PATH_OCCUPIED:
-            return ToolError(
-                code=ErrorCode.CONFLICT,
-                message=f"{path} exists, and is no empty directory; nothing was changed",
-                hint="Give another path, or remove it first.",
-            )
-        case code if code in {NO_GIT, OLD_GIT}:
-            message = "the sandbox has no git" if code == NO_GIT else "the sandbox's git is too old"
-            hint = "git 2.31 or later is needed: install it, or use another snapshot."
-            return ToolError(code=ErrorCode.GIT_FAILED, message=message, hint=hint)
-        case code if code == NO_PLACE and _code_of(said) is not ErrorCode.DISK_FULL:
-            return ToolError(
-                code=ErrorCode.PERMISSION_DENIED,
-                message=f"{path} cannot be made: {_quoted(said)}",
-                hint="Give a path below the workspace.",
-            )
     code = _code_of(said)
+    if exit_code == 0:
+        message = f"{path} is not the clone of this call any more"
+        return ToolError(code=ErrorCode.CONFLICT, message=message, hint="Clone again under a new call id.")
+    if exit_code == PATH_OCCUPIED:
+        message = f"{path} exists, and is no empty directory; nothing was changed"
+        return ToolError(code=ErrorCode.CONFLICT, message=message, hint="Give another path, or remove it first.")
+    if exit_code in {NO_GIT, OLD_GIT}:
+        message = "the sandbox has no git" if exit_code == NO_GIT else "the sandbox's git is too old"
+        hint = "git 2.31 or later is needed: install it, or use another snapshot."
+        return ToolError(code=ErrorCode.GIT_FAILED, message=message, hint=hint)
+    if exit_code == NO_PLACE and code is not ErrorCode.DISK_FULL:
+        message = f"{path} cannot be made: {_quoted(said)}"
+        return ToolError(code=ErrorCode.PERMISSION_DENIED, message=message, hint="Give a path below the workspace.")
     hint = _HINTS.get(code) or (_GIVEN if state.given else _NOT_GIVEN)
     if state.refused and code in {ErrorCode.AUTHENTICATION_FAILED, ErrorCode.REPOSITORY_NOT_FOUND}:
-        code = ErrorCode.AUTHENTICATION_FAILED
-        hint = "It may have expired or been revoked: ask the user to connect GitHub again (`sandhold connect github`)."
+        code, hint = ErrorCode.AUTHENTICATION_FAILED, _REFUSED
     return ToolError(
         code=code,
         message=f"{_WHAT[code]}: {_quoted(said)}",
@@ -135,11 +125,3 @@ def _quoted(said: str) -> str:
     telling = [line for line in lines if line.startswith(("fatal:", "error:", "remote:"))]
     fatal = [line for line in telling if line.startswith("fatal:")]
     return (fatal or telling or lines or ["it said nothing"])[-1][:_QUOTED_CHARS]
-
-
-def github_failure(fault: GitHubFault) -> ApplicationError:
-    """The failure of an attempt that another may follow, not before GitHub wants to be asked again."""
-    error = fault.error
-    return ApplicationError(
-        error.message, error, type=error.code, non_retryable=not error.retryable, next_retry_delay=fault.retry_after
-    )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from pydantic import SecretStr
 
-from activities.git_errors import github_failure
+from activities.github_faults import failure_of
 from sandhold.contracts.errors import ErrorCode, ToolFailure
-from sandhold.contracts.sessions import SessionRecord
 from sandhold.contracts.steps import CallStep, SandboxRef
-from sandhold.github import READ, Access, GitHub, GitHubFault, RepositoryAddress, RepositoryNotGranted
+from sandhold.github import READ, USERNAME, Access, GitHub, GitHubFault, RepositoryAddress, RepositoryNotGranted
 from sandhold.vault import GitToken, Vault
 
 log = structlog.get_logger("git")
@@ -21,36 +21,40 @@ log = structlog.get_logger("git")
 ENDS_TOO_SOON = timedelta(minutes=5)
 """A token that has less left is not given to a clone that begins."""
 
-Lookup = Callable[[str], Awaitable[SessionRecord | None]]
-"""What Temporal knows of a session; None when nothing."""
+RunOf = Callable[[str], Awaitable[str | None]]
+"""The first run of a session; None when Temporal knows no such session."""
 
 
 class CloneTokens:
     """Every token that was minted for a clone is in the vault from before its delivery until it has ended."""
 
-    def __init__(self, github: GitHub, vault: Vault, lookup: Lookup) -> None:
+    def __init__(self, github: GitHub, vault: Vault, run_of: RunOf) -> None:
         self._github = github
         self._vault = vault
-        self._lookup = lookup
+        self._run = run_of
 
-    async def access(self, step: CallStep, address: RepositoryAddress) -> tuple[str, SecretStr] | None:
+    async def access(
+        self, step: CallStep, address: RepositoryAddress, *, submodules: bool
+    ) -> tuple[str, SecretStr] | None:
         """User name and token for the clone; None when none belongs there.
 
-        Another attempt of the same call gets the same token, while that lives. Raises GitHubFault (a refusal),
+        One that is minted is for the repository alone; with `submodules`, whose names are not known yet, for all that
+        the installation has. Another attempt of the same call gets the same token, while that lives. Raises GitHubFault (a refusal),
         ApplicationError to be repeated, VaultError and SecurityError.
         """
         run_id = await self._run_of(step.ref)
         for token in await self._live(step.ref, run_id, step.call_id):
             if token.expires_at - datetime.now(UTC) > ENDS_TOO_SOON and address.is_connected_host:
-                return "x-access-token", token.token
+                return USERNAME, token.token
         try:
-            access = await self._github.access(step.ref.owner, address, READ)
+            wanted = replace(address, name=None) if submodules else address
+            access = await self._github.access(step.ref.owner, wanted, READ)
         except RepositoryNotGranted:
             return None  # It may be public. If not, nobody is told more than that it was not found.
         except GitHubFault as fault:
             if not fault.error.retryable:
                 raise
-            raise github_failure(fault) from fault
+            raise failure_of(fault) from fault
         if access is None:
             return None
         if access.minted:
@@ -100,13 +104,13 @@ class CloneTokens:
         return [token for token in tokens if token.purpose == "clone" and token.call_id == call_id]
 
     async def _run_of(self, ref: SandboxRef) -> str:
-        record = await self._lookup(ref.session_id)
-        if record is None:
+        run_id = await self._run(ref.session_id)
+        if run_id is None:
             raise ToolFailure(ErrorCode.INTERNAL, f"Temporal knows no session {ref.session_id}")
-        return record.run_id
+        return run_id
 
 
-def patterns_of(token: SecretStr, username: str = "x-access-token") -> list[str]:
+def patterns_of(token: SecretStr, username: str = USERNAME) -> list[str]:
     """A token as it is, and as http sends it with its user name."""
     value = token.get_secret_value()
     # Without its end, which depends on what comes behind.

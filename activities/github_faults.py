@@ -10,6 +10,18 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from sandhold.github import GitHubFault
 
 
+def failure_of(fault: GitHubFault) -> ApplicationError:
+    """The failure of the attempt that met it."""
+    told = fault.error
+    return ApplicationError(
+        told.message,
+        told,
+        type=told.code,
+        non_retryable=not told.retryable,
+        next_retry_delay=fault.retry_after if told.retryable else None,
+    )
+
+
 class GitHubFaults(Interceptor):
     """Tells the faults of GitHub as typed errors; a rate limit's with the wait until the next attempt."""
 
@@ -22,11 +34,4 @@ class _Telling(ActivityInboundInterceptor):
         try:
             return await super().execute_activity(input)
         except GitHubFault as fault:
-            told = fault.error
-            raise ApplicationError(
-                told.message,
-                told,
-                type=told.code,
-                non_retryable=not told.retryable,
-                next_retry_delay=fault.retry_after if told.retryable else None,
-            ) from fault
+            raise failure_of(fault) from fault

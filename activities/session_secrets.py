@@ -24,7 +24,7 @@ ENVIRONMENT_BYTES = 512 * 1024
 """The most that all secrets of a command may weigh: Linux gives a program 2 MiB for its arguments and environment."""
 RUN_KEPT_S = 600.0
 """How long it is taken for granted which session an id means: Temporal does not forget one for longer than that."""
-SHOWN_FOR_GIT = "GIT_TOKEN"  # noqa: S105 - a name
+SHOWN_FOR_GIT = "GIT_TOKEN"
 """Shown in the place of a token that was minted for git."""
 _RUNS_KEPT = 10_000
 _OF_THE_PROCESS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

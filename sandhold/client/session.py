@@ -23,6 +23,7 @@ from sandhold.contracts.base import Message
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import Size
+from sandhold.contracts.git import GitCloneResult
 from sandhold.contracts.names import STATUS_QUERY, SUBMIT_SIGNAL, ToolName, sandbox_workflow_id, session_workflow_id
 from sandhold.contracts.sandboxes import SandboxState, SandboxStatus, ShownSandbox
 from sandhold.contracts.sessions import EndAnswer, SessionOutcome, SessionStatus, listed, shown_sandboxes
@@ -295,6 +296,34 @@ class Session:
         """
         arguments = _given(sandbox_id=sandbox_id, files=_pairs(files))
         return await self._typed(ToolName.PUSH_FILES, arguments, PushFilesResult, call_id, timeout)
+
+    async def git_clone(
+        self,
+        sandbox_id: str,
+        repo_url: str,
+        *,
+        branch: str | None = None,
+        path: str | None = None,
+        depth: int | None = None,
+        submodules: bool | None = None,
+        timeout_ms: int | None = None,
+        call_id: str | None = None,
+        timeout: float | None = None,
+    ) -> GitCloneResult:
+        """Clone a repository into the sandbox; private ones with the owner's GitHub connection.
+
+        `branch` is a branch, a tag or a commit. `timeout_ms` ends the clone; `timeout` (seconds) only this waiting.
+        """
+        arguments = _given(
+            sandbox_id=sandbox_id,
+            repo_url=repo_url,
+            branch=branch,
+            path=path,
+            depth=depth,
+            submodules=submodules,
+            timeout=timeout_ms,
+        )
+        return await self._typed(ToolName.GIT_CLONE, arguments, GitCloneResult, call_id, timeout)
 
     async def list_sandboxes(self, *, timeout: float | None = None) -> ListSandboxesResult:
         return await self._typed(ToolName.LIST_SANDBOXES, {}, ListSandboxesResult, None, timeout)

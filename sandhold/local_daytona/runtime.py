@@ -124,7 +124,8 @@ class BubblewrapRuntime:
         """A runtime for this machine, after the real profile has been tried once.
 
         `allow_egress_to` names `host:port` targets that sandboxes may reach although they are loopback or
-        private; `routes` says which lead elsewhere than their name does. Raises IsolationUnavailable with what to do about it.
+        private; `routes` says which lead elsewhere than their name does. Raises IsolationUnavailable with what to do
+        about it.
         """
         isolation = await asyncio.to_thread(Isolation.probe, data_dir / "isolation")
         # Every sandbox costs a handful of descriptors, every request two.

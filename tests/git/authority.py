@@ -51,9 +51,7 @@ def new_authority(folder: Path, hosts: Sequence[str]) -> Authority:
     return Authority(ca_file, context)
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     # Certificates are good for as long as the machine's clock says anything near the truth.
     begins = datetime.now(UTC) - timedelta(days=1)
     return (

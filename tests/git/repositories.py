@@ -21,8 +21,8 @@ _ENVIRONMENT = {
 
 def git(folder: Path, *arguments: str) -> str:
     """Run git there; what it printed."""
-    done = subprocess.run(  # noqa: S603 - git, with arguments of the tests
-        ["git", *arguments],  # noqa: S607
+    done = subprocess.run(
+        ["git", *arguments],
         cwd=folder,
         env=_ENVIRONMENT,
         check=True,
