@@ -62,7 +62,7 @@ class GitCredentialsInstalled(Message):
     result: GitCredentialsResult
     version: int
     renew_at: datetime
-    minted: bool
+    """When another one is to be had."""
 
 
 class RemoveGitCredentialsStep(Message):

@@ -90,6 +90,8 @@ class SandboxStart(Message):
     """The call that asked for the sandbox; its result is read by the query `result`."""
     delete_only: bool = False
     """True when an earlier run closed without confirming the deletion: delete, do nothing else."""
+    git_tokens: bool = False
+    """With `delete_only`: whether git in the sandbox may have tokens that the earlier run would have ended."""
     carried: SandboxCarried | None = None
     """State of the run before, after a continue-as-new."""
 

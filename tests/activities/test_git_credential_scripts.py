@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from activities.git_scripts.credentials import (
 )
 from tests.activities.shells import Machine, shells_present
 
-TOKEN = "ghs_canary0000000000000000000000000001"  # noqa: S105 - made up
+TOKEN = "ghs_canary0000000000000000000000000001"
 DELIVERY = Delivery("github.test", "x-access-token", TOKEN, "Ada L.", "ada@example.com")
 
 
@@ -46,17 +45,15 @@ class Home:
 
     def ask(self, request: CredentialRequest) -> CredentialAnswer:
         script = request.env["SANDHOLD_SCRIPT"].replace("shm=/dev/shm", f"shm={self.shm}")
-        credential = request.env.get("SANDHOLD_CREDENTIAL", "").replace("/dev/shm", str(self.shm))  # noqa: S108
-        done = self.run(
-            request.command, {**request.env, "SANDHOLD_SCRIPT": script, "SANDHOLD_CREDENTIAL": credential}
-        )
+        credential = request.env.get("SANDHOLD_CREDENTIAL", "").replace("/dev/shm", str(self.shm))
+        done = self.run(request.command, {**request.env, "SANDHOLD_SCRIPT": script, "SANDHOLD_CREDENTIAL": credential})
         return credential_answer(request.nonce, done)
 
     def install(self, number: int = 1, delivery: Delivery = DELIVERY) -> CredentialAnswer:
         return self.ask(install_request(number, delivery))
 
     def run(self, command: str, env: dict[str, str] | None = None, stdin: str = "") -> str:
-        done = subprocess.run(  # noqa: S603 - a command of the test
+        done = subprocess.run(  # noqa: PLW1510 - what fails tells nothing
             [str(Path(self.machine.path.split(":")[0]) / "sh"), "-c", command],
             env={**self.environment, **(env or {})},
             input=stdin,
@@ -69,21 +66,23 @@ class Home:
 
     def filled(self, host: str, protocol: str = "https") -> str:
         """What git finds for a host."""
-        return self.run(
-            "git credential fill", {"GIT_TERMINAL_PROMPT": "0"}, f"protocol={protocol}\nhost={host}\n\n"
-        )
+        return self.run("git credential fill", {"GIT_TERMINAL_PROMPT": "0"}, f"protocol={protocol}\nhost={host}\n\n")
 
     def holding(self, text: str) -> list[Path]:
-        return [each for each in self.path.rglob("*") if each.is_file() and not each.is_symlink() and text.encode() in each.read_bytes()]
+        return [
+            each
+            for each in self.path.rglob("*")
+            if each.is_file() and not each.is_symlink() and text.encode() in each.read_bytes()
+        ]
 
 
 @pytest.fixture(params=shells_present())
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     if not shutil.which("git"):
         pytest.skip("git is not installed")
     shm = tmp_path / "shm"
     shm.mkdir()
-    yield Home(Machine.made_of(tmp_path, request.param), shm)
+    return Home(Machine.made_of(tmp_path, request.param), shm)
 
 
 def test_git_finds_the_credential_for_its_host_alone(home: Home) -> None:
@@ -109,7 +108,7 @@ def test_the_credential_is_in_one_file_that_nobody_else_may_read(home: Home) -> 
 def test_doing_it_again_changes_nothing_but_the_credential(home: Home) -> None:
     home.install()
     settings = (home.path / ".gitconfig").read_text()
-    home.install(2, replace(DELIVERY, token="ghs_another"))  # noqa: S106
+    home.install(2, replace(DELIVERY, token="ghs_another"))
 
     assert (home.path / ".gitconfig").read_text() == settings
     assert "password=ghs_another" in home.filled("github.test")
