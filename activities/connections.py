@@ -16,7 +16,7 @@ from temporalio.exceptions import ApplicationError
 from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.names import DEFAULT_CONNECTION
 from sandhold.contracts.steps import SandboxRef
-from sandhold.security.process_secrets import register_secret
+from sandhold.security.process_secrets import register_secret_in_use
 from sandhold.settings import Settings
 from sandhold.vault import Vault, VaultCache
 
@@ -74,7 +74,7 @@ class Connections:
         record = await self.cache.connection(owner, DAYTONA, fresh=fresh)
         if record is None:
             return None
-        register_secret(f"{DAYTONA}-connection", record.secret.get_secret_value())
+        register_secret_in_use(f"{DAYTONA}-connection", record.secret.get_secret_value())
         return Connection(
             id=record.id,
             version=record.version,

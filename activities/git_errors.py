@@ -18,9 +18,17 @@ _SAID: tuple[tuple[ErrorCode, re.Pattern[str]], ...] = tuple(
         (
             ErrorCode.BRANCH_NOT_FOUND,
             r"remote branch .* not found|couldn't find remote ref|not our ref|unadvertised object"
-            r"|did not match any file|unable to read tree|reference is not a tree|is not a commit|pathspec .* did not match",
+            r"|did not match any file|unable to read tree|reference is not a tree|is not a commit"
+            r"|pathspec .* did not match",
         ),
-        (ErrorCode.NETWORK_ERROR, r"from proxy after connect|proxy connect aborted|could not resolve proxy"),
+        (
+            ErrorCode.PERMISSION_DENIED,
+            r"could not create|cannot mkdir|cannot create directory|permission denied|read-only file system",
+        ),
+        (
+            ErrorCode.NETWORK_ERROR,
+            r"connect tunnel failed|from proxy after connect|proxy connect aborted|could not resolve proxy",
+        ),
         (
             ErrorCode.AUTHENTICATION_FAILED,
             r"authentication failed|invalid username or (password|token)|returned error: 401",
@@ -35,7 +43,7 @@ _SAID: tuple[tuple[ErrorCode, re.Pattern[str]], ...] = tuple(
             r"could not resolve host|failed to connect|couldn't connect|connection (refused|reset|timed out)"
             r"|operation too slow|timed out|server certificate|certificate verif|ssl|gnutls|early eof|rpc failed"
             r"|transfer closed|recv failure|send failure|returned error: 5\d\d|empty reply|hung up unexpectedly"
-            r"|unexpected disconnect|network is unreachable|http/2 stream",
+            r"|unexpected disconnect|network is unreachable|http/2 stream|unable to access",
         ),
     )
 )
@@ -101,7 +109,7 @@ def _failed(exit_code: int | None, said: str, state: CloneState) -> ToolError:
         message = "the sandbox has no git" if exit_code == NO_GIT else "the sandbox's git is too old"
         hint = "git 2.31 or later is needed: install it, or use another snapshot."
         return ToolError(code=ErrorCode.GIT_FAILED, message=message, hint=hint)
-    if exit_code == NO_PLACE and code is not ErrorCode.DISK_FULL:
+    if code is ErrorCode.PERMISSION_DENIED or (exit_code == NO_PLACE and code is not ErrorCode.DISK_FULL):
         message = f"{path} cannot be made: {_quoted(said)}"
         return ToolError(code=ErrorCode.PERMISSION_DENIED, message=message, hint="Give a path below the workspace.")
     hint = _HINTS.get(code) or (_GIVEN if state.given else _NOT_GIVEN)

@@ -39,8 +39,8 @@ class CloneTokens:
         """User name and token for the clone; None when none belongs there.
 
         One that is minted is for the repository alone; with `submodules`, whose names are not known yet, for all that
-        the installation has. Another attempt of the same call gets the same token, while that lives. Raises GitHubFault (a refusal),
-        ApplicationError to be repeated, VaultError and SecurityError.
+        the installation has. Another attempt of the same call gets the same token, while that lives. Raises GitHubFault
+        (a refusal), ApplicationError to be repeated, VaultError and SecurityError.
         """
         run_id = await self._run_of(step.ref)
         for token in await self._live(step.ref, run_id, step.call_id):

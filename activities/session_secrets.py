@@ -17,6 +17,7 @@ from sandhold.contracts.secrets import why_no_secret_variable
 from sandhold.contracts.sessions import SessionRecord
 from sandhold.contracts.steps import SandboxRef
 from sandhold.github import USERNAME, is_installation
+from sandhold.security.process_secrets import register_secret_in_use
 from sandhold.settings import Settings
 from sandhold.vault.records import PROVIDERS, SessionValues
 
@@ -34,7 +35,7 @@ Lookup = Callable[[str], Awaitable[SessionRecord | None]]
 
 
 class SessionSecrets:
-    """Reads them from the vault, at most ten seconds late. Nothing of them is ever part of a message."""
+    """Reads them from the vault, at most ten seconds late. Nothing of them is ever part of a message, nor of a log."""
 
     def __init__(self, settings: Settings, connections: Connections, lookup: Lookup) -> None:
         self._settings = settings
@@ -56,6 +57,7 @@ class SessionSecrets:
                 record = await self._connections.cache.connection(owner, provider)
                 if record is not None and not is_installation(record.secret):
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
+                    register_secret_in_use(f"{provider}-connection", record.secret.get_secret_value())
         values = await self._values(session_id, fresh=fresh)
         known.update({name: value.get_secret_value() for name, value in values.usable.items()})
         ages = Counter[str]()
@@ -96,14 +98,20 @@ class SessionSecrets:
         """What the user has set for the session, and had."""
         if self._connections.cache is None or (run_id := await self.run_of(session_id)) is None:
             return SessionValues({}, ())
-        return await self._connections.cache.secret_values(session_id, run_id, fresh=fresh)
+        found = await self._connections.cache.secret_values(session_id, run_id, fresh=fresh)
+        for name, value in (*found.usable.items(), *found.retired):
+            register_secret_in_use(name, value.get_secret_value())
+        return found
 
     async def _git_tokens(self, session_id: str, *, fresh: bool = False) -> list[str]:
         """The tokens that git in the session's sandboxes has."""
         if self._connections.cache is None or (run_id := await self.run_of(session_id)) is None:
             return []
         found = await self._connections.cache.git_tokens(session_id, run_id, fresh=fresh)
-        return [each.token.get_secret_value() for each in found]
+        tokens = [each.token.get_secret_value() for each in found]
+        for token in tokens:
+            register_secret_in_use(SHOWN_FOR_GIT, token)
+        return tokens
 
     async def run_of(self, session_id: str) -> str | None:
         """The first run of the session, which its secrets belong to; None when Temporal knows no such session."""

@@ -7,11 +7,13 @@ import logging
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 
 import pytest
 from pydantic import SecretStr
 
 from sandhold.security.key_document import KeyDocument
+from sandhold.security.known_values import KnownValues
 from sandhold.security.process_secrets import SecretRegistry
 from sandhold.security.shown_urls import password_of, without_password
 from sandhold.settings import Settings
@@ -89,13 +91,64 @@ def test_no_line_shows_a_secret_a_variable_or_a_wrong_input(lines: list[str]) ->
 
 def test_a_registry_keeps_the_latest_secrets_and_tells_those_of_one_name_apart() -> None:
     registry = SecretRegistry()
-    registry.register("KEY", "value-one")
-    registry.register("KEY", "value-two")
-    registry.register("KEY", "short")
-    assert registry.redact("value-one value-two short") == "[redacted:KEY] [redacted:KEY-2] short"
-    for number in range(255):
-        registry.register("OTHER", f"other-value-{number}")
-    assert registry.redact("value-one value-two") == "value-one [redacted:KEY]"
+    registry.register("KEY", "value-for-good")
+    registry.register_in_use("KEY", "value-one")
+    registry.register_in_use("KEY", "value-two")
+    registry.register_in_use("KEY", "short")
+    secrets = "value-for-good value-one value-two short"
+    assert registry.redact(secrets) == "[redacted:KEY] [redacted:KEY-2] [redacted:KEY-3] short"
+    for number in range(600):
+        registry.register_in_use("OTHER", f"other-value-{number:03}")
+        registry.register_in_use("KEY", "value-two")
+    assert "value-two" not in registry.redact(secrets), "it was in use all the time"
+    known = [
+        number for number in range(600) if f"other-value-{number:03}" not in registry.redact(f"other-value-{number:03}")
+    ]
+    latest = [number for number in known if number > 100]
+    assert latest == list(range(600 - len(latest), 600))
+    assert 400 < len(latest) <= len(known) <= 512
+    registry = SecretRegistry()
+    for number in range(600):
+        registry.register_in_use("KEY", f"value-{number:03}-of-many")
+    assert "value-000-of-many" in registry.redact("value-000-of-many"), "the oldest goes"
+
+
+def test_large_secrets_in_use_leave_the_lasting_ones_alone_and_take_little_memory() -> None:
+    registry = SecretRegistry()
+    registry.register("KEY", "value-for-good")
+    values = [f"{number:04}" * 15_000 for number in range(9)]
+    for number, value in enumerate(values):
+        registry.register_in_use(f"LARGE_{number}", value)
+    shown = [registry.redact(f"value-for-good {value}") for value in values]
+    assert all(text.startswith("[redacted:KEY] ") for text in shown)
+    known = [number for number, text in enumerate(shown) if "[redacted:LARGE_" in text]
+    assert known == [3, 4, 5, 6, 7, 8], "384 KiB of them"
+
+
+def test_a_secret_that_comes_new_costs_only_what_is_made_ready_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(secrets: Mapping[str, str]) -> KnownValues:
+        made.append(len(secrets))
+        return KnownValues(secrets)
+
+    monkeypatch.setattr("sandhold.security.process_secrets.KnownValues", counted)
+    registry = SecretRegistry()
+    values = [f"the-key-of-owner-{number:03}" for number in range(600)]
+    for value in values[:250]:
+        registry.register_in_use("daytona-connection", value)
+    assert made == []
+    for value in values[:250]:
+        registry.register_in_use("daytona-connection", value)
+        assert value not in registry.redact(f"a line with {value}")
+    assert sum(made) == 250
+    made.clear()
+    # More than are known at once, each used and logged in turn.
+    for value in values:
+        registry.register_in_use("daytona-connection", value)
+        assert value not in registry.redact(f"a line with {value}")
+    assert max(made) <= 32
+    assert len(made) <= len(values)
 
 
 def test_settings_show_no_secret_wherever_they_are_printed() -> None:
@@ -110,7 +163,8 @@ def test_settings_show_no_secret_wherever_they_are_printed() -> None:
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     assert secret == set(values)
     doubtful = ("key", "secret", "token", "password", "database")
-    assert {name for name in Settings.model_fields if any(part in name for part in doubtful)} <= secret
+    named = {name for name in Settings.model_fields if any(part in name for part in doubtful)}
+    assert named - secret == {"keyring_provider"}, "that is the name of a function"
     shown = " ".join(
         (repr(settings), str(settings), repr(settings.model_dump()), settings.model_dump_json(), f"{settings.__dict__}")
     )

@@ -30,3 +30,5 @@ class Patch(StrEnum):
     """A call that the ledger has forgotten and whose command is on record is answered by the record."""
     FORGOTTEN_BY_END = "forgotten-by-end"
     """Of calls and commands that have ended, those are forgotten first that ended first, not those that began first."""
+    BEGUN_ONCE = "begun-once"
+    """A call that comes before the main coroutine has begun is not taken for one of the run before, and begun again."""

@@ -19,7 +19,7 @@ from workflows.ledger import (
     too_large,
     without_surplus,
 )
-from workflows.lifecycle import CLOSED_FROM_OUTSIDE, DELETED_BY_CALL, Lifecycle, failure_from
+from workflows.lifecycle import CLOSED_FROM_OUTSIDE, DELETED_BY_CALL, Lifecycle, Operation, failure_from
 from workflows.sandbox_calls import SandboxCalls
 from workflows.waiting import close_run, reopen_run, seconds_until, until
 
@@ -80,6 +80,7 @@ class Sandbox:
         self._keeping = Keeping(start, self._kept, self._lifecycle)
         self._draining = False
         self._renewal_asked = False
+        self._creation: Operation | None = None
 
     @workflow.run
     async def run(self, start: SandboxStart) -> SandboxOutcome:
@@ -184,12 +185,16 @@ class Sandbox:
         if request is not None:
             self._ledger.open(request).slow = True
         self._lifecycle.begin("create")
+        self._creation = self._lifecycle.operation
         asyncio.create_task(self._answer_create())  # noqa: RUF006 - the event loop of a workflow keeps its tasks
 
     async def _answer_create(self) -> None:
-        operation = self._lifecycle.operation
-        assert operation is not None
-        await until(operation.ended)
+        assert self._creation is not None
+        await until(self._creation.ended)
+        self._record_creation(self._creation)
+
+    def _record_creation(self, operation: Operation) -> None:
+        """Let the call that asked for the sandbox have its outcome. Safe to repeat."""
         request = self._start.create_call
         call = self._ledger.get(request.call_id) if request else None
         if call is None:
@@ -275,6 +280,9 @@ class Sandbox:
             if self._kept.ending is not None:
                 self._draining = False
                 return
+        if self._creation is not None:
+            # With the creation this run ends in one moment, and lets no other task go on in it.
+            self._record_creation(self._creation)
         self._kept.ledger = self._ledger.entries()
         self._kept.commands = self._calls.commands.records()
         workflow.continue_as_new(self._start.model_copy(update={"carried": without_surplus(self._kept)}))

@@ -65,6 +65,7 @@ class SandboxCalls:
         self._start = start
         self._kept = kept
         self._ledger = ledger
+        self._carried = {call.call_id for call in ledger.running()}
         self._changed_calls = changed
         self._inside: set[str] = set()
         self._transfers = Transfers(start)
@@ -102,11 +103,16 @@ class SandboxCalls:
         return not self._clones.finishing
 
     def resume(self) -> None:
-        """Go on with the commands and calls that were running when the workflow continued as new."""
+        """Go on with the commands and calls that were running when the workflow continued as new.
+
+        Messages of the first workflow task are handled before: their calls have begun already.
+        """
         self.commands.resume()
         self.credentials.resume()
         for call in list(self._ledger.running()):
-            if call.entry.request is not None and call.entry.tool != ToolName.CREATE_SANDBOX:
+            if call.entry.request is None or call.entry.tool == ToolName.CREATE_SANDBOX:
+                continue
+            if call.call_id in self._carried or not workflow.patched(Patch.BEGUN_ONCE):
                 self._begin(call)
 
     def refusal(self, request: CallRequest) -> ToolError | None:

@@ -86,7 +86,7 @@ def list_(session: SessionArgument, as_json: JsonFlag = False) -> None:
         answer = {"session_id": session, "secrets": [_shown(row) for row in rows], "retired": retired}
         output.show_data(answer, lambda: _table(rows))
         if retired:
-            output.note(f"{retired} earlier values are kept until the session's clean-up, so that output is redacted.")
+            output.note(f"Kept until the session's clean-up, so that output is redacted: {retired} earlier values.")
         return EXIT_OK
 
     run(work)

@@ -33,6 +33,7 @@ from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.names import (
     CALL_ID_PATTERN,
     CALL_UPDATE,
+    COMMAND_TOOLS,
     RESULT_QUERY,
     SESSION_TOOLS,
     SUBMIT_SIGNAL,
@@ -56,7 +57,7 @@ _BY_REFERENCE = frozenset(
     }
 )
 """Tools whose arguments are read by an activity; the arguments of the others are read by a workflow."""
-_ONCE_PER_ID = frozenset({ToolName.EXEC, ToolName.COMMAND, ToolName.READ_FILE, ToolName.WRITE_FILE})
+_ONCE_PER_ID = frozenset({*COMMAND_TOOLS, ToolName.COMMAND, ToolName.READ_FILE, ToolName.WRITE_FILE})
 """Tools that change nothing when a call comes again long after its end: what changes a sandbox is noted inside it."""
 _SLOT_WITHIN_S = 0.25
 """How long a call waits for others to be answered; then it goes by a signal, so that it is not behind long ones."""

@@ -19,7 +19,7 @@ from sandhold.client.standard_input import INPUT_BYTES, Read, StandardInput
 from sandhold.contracts.calls import CallEnvelope, CallOutcome
 from sandhold.contracts.commands import CommandResult, Signal
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
-from sandhold.contracts.names import COMMAND_QUERY, ToolName, sandbox_workflow_id
+from sandhold.contracts.names import COMMAND_QUERY, COMMAND_TOOLS, ToolName, sandbox_workflow_id
 from sandhold.contracts.sandboxes import CommandState
 from sandhold.contracts.tools import ExecResult
 from sandhold.storage import OutputWindow, SessionStorage, StorageError
@@ -200,11 +200,13 @@ class Command:
             return state.outcome
         # Not on record (yet): the call that starts it may be known.
         call = await self._session.result(self.call_id, self.sandbox_id)
-        if call is None or call.tool != ToolName.EXEC:
+        if call is None or call.tool not in COMMAND_TOOLS:
             await self._absence.explain(self.sandbox_id, Deadline())
             raise self._unknown()
         if call.status == "running":
             return None
+        if call.tool != ToolName.EXEC:
+            return _FORGOTTEN if call.error is None else CallOutcome(error=call.error)
         if call.error is None and ExecResult.model_validate(call.result).status == "running":
             state = await self._record(Deadline())  # It may have come on record since.
             if state is None:

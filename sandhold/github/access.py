@@ -17,7 +17,7 @@ from sandhold.github.connection import GitHubConnection, connection_of
 from sandhold.github.errors import GitHubRefused, GitHubUnavailable, RepositoryNotGranted
 from sandhold.github.places import api_url_of, host_of
 from sandhold.security import SecurityError
-from sandhold.security.process_secrets import register_secret
+from sandhold.security.process_secrets import register_secret_in_use
 from sandhold.settings import Settings
 from sandhold.vault import GitToken, Vault, VaultCache, VaultError
 
@@ -87,7 +87,7 @@ class GitHub:
             logger.warning("a GitHub connection is for another host than SANDHOLD_GITHUB_URL", extra={"owner": owner})
             return None
         if connection.token is not None:
-            register_secret("github-connection", connection.token.get_secret_value())
+            register_secret_in_use("github-connection", connection.token.get_secret_value())
         return connection
 
     async def access(
@@ -148,7 +148,7 @@ class GitHub:
         )
 
     async def note_answer(self, owner: str, access: Access, *, refused: bool) -> None:
-        """Note at the vault whether the host took a stored token, as only git gets to know. Of a minted one, nothing."""
+        """Note at the vault whether the host took a stored token, which only git gets to know; safe for others."""
         connection = None if access.minted else await self.connection(owner)
         if connection is not None and connection.version == access.version:
             await self._mark(connection, ErrorCode.AUTHENTICATION_FAILED if refused else None)
@@ -193,7 +193,7 @@ class GitHub:
         token = body.get("token")
         if not isinstance(token, str) or not token:
             raise GitHubUnavailable("GitHub answered without a token")
-        register_secret("GIT_TOKEN", token)
+        register_secret_in_use("GIT_TOKEN", token)
         access = Access(
             token=SecretStr(token),
             username=USERNAME,

@@ -66,12 +66,12 @@ class RetiredSecrets:
         except SecurityError as error:
             logger.warning(
                 "a secret that does not open is replaced; output that shows it is not redacted",
-                extra={"session": session_id, "name": name, "error": type(error).__name__},
+                extra={"session": session_id, "secret": name, "error": type(error).__name__},
             )
             return Retiring(was)
         if value == new or not is_searchable(value):
             return Retiring(was)
-        row = {"id": uuid.uuid4().hex, "session_id": session_id, "run_id": run_id, "name": name}
+        row: dict[str, Any] = {"id": uuid.uuid4().hex, "session_id": session_id, "run_id": run_id, "name": name}
         row["sealed"] = await self._parts.envelope.seal(value, place_of_retired_secret(row))
         in_its_place = [str(each["id"]) for each in earlier if await self._is_needless(each, value)]
         return Retiring(was, row, in_its_place)

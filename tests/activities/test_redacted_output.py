@@ -288,6 +288,26 @@ async def test_a_redactor_is_made_once_for_the_same_secrets() -> None:
     assert await redactors.of(one) is not first
 
 
+async def test_redactors_are_kept_by_the_weight_of_what_they_search_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("activities.redactors.KEPT_BYTES", 250_000)
+    secrets = SecretsUnderTest()
+    redactors = Redactors(secrets)
+    ref = SandboxRef(session_id="a", sandbox_id="box", owner="me", generation=1)
+    made = []
+    for number in range(4):
+        secrets.known = {"A": f"{number:04}" * 2500}
+        made.append(await redactors.of(ref))
+    weight = made[0].pattern_bytes
+    assert 80_000 < weight < 125_000, "so that two are kept"
+    for number, kept in ((3, True), (2, True), (1, False), (0, False)):
+        secrets.known = {"A": f"{number:04}" * 2500}
+        assert (await redactors.of(ref) is made[number]) is kept
+    secrets.known = {f"S{number}": f"{number:04}" * 2500 for number in range(4)}
+    large = await redactors.of(ref)
+    assert large.pattern_bytes > 250_000
+    assert await redactors.of(ref) is large, "the latest is kept whatever it weighs"
+
+
 def test_what_was_replaced_counts_neither_as_left_out_nor_as_more_output() -> None:
     redactor = Redactor({"PHRASE": SECRET})
     raw = Captured(1000, f"begin {SECRET} ".encode(), f"{SECRET} end\n".encode())

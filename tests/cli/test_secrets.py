@@ -53,6 +53,9 @@ async def test_secrets_are_set_listed_and_removed(stack: Stack, env: Mapping[str
     assert "TOKEN" in for_people.out
     removed = await sandhold("secrets", "rm", session.session_id, "b", "--json", env=env)
     assert removed.document == {"session_id": session.session_id, "name": "b", "removed": True}
+    left = await sandhold("secrets", "list", session.session_id, "--json", env=env)
+    assert ([row["name"] for row in left.document["secrets"]], left.document["retired"]) == (["TOKEN"], 1)
+    assert (listed.document["retired"], "1 earlier values" in left.err) == (0, True)
     again = await sandhold("secrets", "rm", session.session_id, "b", "--json", env=env)
     assert (again.code, again.document["error"]["code"]) == (1, "secret_missing")
     assert set(await stored(stack, session)) == {"TOKEN"}

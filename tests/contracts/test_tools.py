@@ -24,6 +24,15 @@ from sandhold.contracts.tools import (
 
 BOX = {"sandbox_id": "box"}
 GOOD: dict[ToolName, dict[str, Any]] = {
+    ToolName.GIT_CLONE: {
+        "sandbox_id": "box",
+        "repo_url": "owner/repo",
+        "branch": "feature/one",
+        "path": "there",
+        "depth": 1,
+        "submodules": True,
+        "timeout": 1000,
+    },
     ToolName.CREATE_SANDBOX: {
         "title": "t",
         "sandbox_id": "box",

@@ -11,18 +11,17 @@ import base64
 import binascii
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
 
-from tests.git.authority import Authority
+from tests.github.certificates import Authority
+from tests.github.tokens import TokenBook
 
 _PIECE_BYTES = 64 * 1024
-
-Allows = Callable[[str, str, bool], bool]
-"""Whether a token, for a repository `owner/name`, allows to read it or, with True, to write to it."""
+_PAUSES_AFTER_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,22 @@ class GitServer:
     """Repositories below `root`, as `owner/name.git`. Everything else can be changed while it runs."""
 
     root: Path
-    allows: Allows
+    tokens: TokenBook
     port: int = 0
     public: set[str] = field(default_factory=set)
     """Repositories, as `owner/name`, that anybody may read."""
     redirects: dict[str, str] = field(default_factory=dict)
     """Where requests for a repository `host/owner/name` are sent, by what the rest of their path is put behind."""
+    redirects_after: dict[str, str] = field(default_factory=dict)
+    """As `redirects`, for requests with a credential that is good."""
     hanging: set[str] = field(default_factory=set)
     """Repositories whose packs never come."""
     broken: dict[str, int] = field(default_factory=dict)
     """Repositories that are answered with a status alone."""
     pause_s: float = 0.0
     """Before each piece of a pack, in either direction."""
+    pausing: asyncio.Event | None = None
+    """Until it is set, packs stop in their middle."""
     asked: list[Asked] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a request hangs."""
@@ -60,10 +63,12 @@ class GitServer:
     def reset(self) -> None:
         """As it was at first, but for the repositories."""
         self.redirects.clear()
+        self.redirects_after.clear()
         self.hanging.clear()
         self.broken.clear()
         self.asked.clear()
         self.pause_s = 0.0
+        self.pausing = None
         self.reached.clear()
 
     def tokens_at(self, host: str) -> set[str]:
@@ -78,19 +83,20 @@ class GitServer:
         folder, _, what = rest.partition("/")
         name = f"{owner}/{folder.removesuffix('.git')}"
         if (base := self.redirects.get(f"{host}/{name}")) is not None:
-            raise web.HTTPFound(f"{base}/{what}?{request.query_string}")
+            raise _redirect(request, base, what)
         if name in self.broken:
             return web.Response(status=self.broken[name])
         writes = "git-receive-pack" in (what, request.query.get("service"))
         if writes or name not in self.public:
             if token is None:
                 return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="GitHub"'})
-            if not self.allows(token, name, writes):
-                # As GitHub: 401 for what is no token, 404 for a token that does not reach the repository.
-                known = self.allows(token, "", False)
-                return web.Response(
-                    status=404 if known else 401, headers={} if known else {"WWW-Authenticate": 'Basic realm="GitHub"'}
-                )
+            verdict = self.tokens.verdict(token, name, "write" if writes else "read")
+            if verdict == "forbidden":
+                return web.Response(status=404)
+            if verdict != "ok":
+                return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="GitHub"'})
+        if (base := self.redirects_after.get(f"{host}/{name}")) is not None:
+            raise _redirect(request, base, what)
         if not (self.root / owner / folder.removesuffix(".git")).with_suffix(".git").is_dir():
             return web.Response(status=404)
         if name in self.hanging and what == "git-upload-pack":
@@ -145,7 +151,11 @@ class GitServer:
             else:
                 response.headers[name] = value
         await response.prepare(request)
+        sent = 0
         while piece := await backend.stdout.read(_PIECE_BYTES):
+            sent += len(piece)
+            if self.pausing is not None and sent > _PAUSES_AFTER_BYTES:
+                await self.pausing.wait()
             if self.pause_s:
                 await asyncio.sleep(self.pause_s)
             await response.write(piece)
@@ -154,21 +164,27 @@ class GitServer:
 
 
 @contextlib.asynccontextmanager
-async def running_git_server(root: Path, authority: Authority, allows: Allows) -> AsyncIterator[GitServer]:
-    """A server that serves until the end; requests that hang then are let go."""
-    server = GitServer(root, allows)
+async def running_git_server(
+    root: Path, authority: Authority, tokens: TokenBook, hosts: Sequence[str]
+) -> AsyncIterator[GitServer]:
+    """A server of these hosts that serves until the end; requests that hang then are let go."""
+    server = GitServer(root, tokens)
     # Bodies are git's own: compressed ones are passed on as they are.
     app = web.Application(client_max_size=2**40, handler_args={"auto_decompress": False})
     app.add_routes([web.route("*", "/{path:.*}", server.serve)])
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=authority.context).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=authority.server(*hosts)).start()
     server.port = runner.addresses[0][1]
     try:
         yield server
     finally:
         server.released.set()
         await runner.cleanup()
+
+
+def _redirect(request: web.Request, base: str, what: str) -> web.HTTPFound:
+    return web.HTTPFound(f"{base}/{what}?{request.query_string}")
 
 
 def _token(request: web.Request) -> str | None:

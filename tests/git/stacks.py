@@ -12,13 +12,15 @@ from pydantic import SecretStr
 from sandhold.client import Session
 from sandhold.github.connection import secret_of_installation
 from sandhold.vault import GitToken
-from tests.git.authority import Authority
-from tests.git.github_api import INSTALLATION, TokenBook
 from tests.git.server import GitServer
+from tests.github.api_server import GitHubApi
+from tests.github.certificates import Authority
+from tests.github.tokens import TokenBook
 from tests.stack import Stack, started
 
 GITHUB, OTHER = "github.test", "elsewhere.test"
 """The host that is connected, and one that is not; both are the same server."""
+INSTALLATION, ACCOUNT = 42, "acme"
 CA_FILE = "/home/daytona/ca.pem"
 _numbers = itertools.count(1)
 
@@ -29,10 +31,14 @@ class GitStack:
 
     stack: Stack
     server: GitServer
-    book: TokenBook
+    api: GitHubApi
     authority: Authority
     commits: dict[str, dict[str, str]] = field(default_factory=dict)
     """The commits of the repositories that are there, by repository and name."""
+
+    @property
+    def book(self) -> TokenBook:
+        return self.api.tokens
 
     @property
     def root(self) -> Path:
@@ -48,7 +54,7 @@ class GitStack:
                 secret_of_installation(INSTALLATION) if token is None else SecretStr(token),
                 replaces=0,
                 api_url=self.stack.settings.github_api_url,
-                details={"kind": "app" if token is None else "token", "account": self.book.account},
+                details={"kind": "app" if token is None else "token", "account": ACCOUNT},
             )
         return owner
 
@@ -59,7 +65,7 @@ class GitStack:
         """A sandbox that trusts the servers of the tests."""
         env = {"GIT_SSL_CAINFO": CA_FILE, **arguments.pop("env", {})}
         sandbox = (await started(session, env=env, **arguments)).sandbox_id
-        await session.write_file(sandbox, CA_FILE, self.authority.ca_file.read_text())
+        await session.write_file(sandbox, CA_FILE, self.authority.file.read_text())
         return sandbox
 
     async def tokens(self, session: Session) -> list[GitToken]:

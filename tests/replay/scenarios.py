@@ -194,6 +194,26 @@ async def kept_work(stack: Stack) -> Session:
     return session
 
 
+async def clones(stack: Stack) -> Session:
+    """A clone that does not reach its server, one that is refused, one that is followed and cancelled."""
+    session = await stack.open()
+    box = await creates(session)
+    await error_of_call(session, "daytona_git_clone", {"sandbox_id": box, "repo_url": "https://nowhere.invalid/a/b"})
+    await error_of_call(session, "daytona_git_clone", {"sandbox_id": box, "repo_url": "file:///a/b"})
+    # A git that never ends stands in for a server that never does.
+    program = {"path": "bin/git", "content": "#!/bin/sh\n[ $1 = version ] || exec sleep 4321\n", "mode": "755"}
+    await call_ok(session, "daytona_write_file", {"sandbox_id": box, **program})
+    hanging = await creates(session, env={"PATH": "/home/daytona/bin:/usr/bin:/bin"})
+    await call_ok(session, "daytona_write_file", {"sandbox_id": hanging, **program})
+    asked = {"sandbox_id": hanging, "repo_url": "https://nowhere.invalid/a/b"}
+    cloning = asyncio.create_task(session.call("daytona_git_clone", asked, "hanging"))
+    await eventually(lambda: rows(session, hanging), bool, "the clone")
+    await call_ok(session, "daytona_command", {"sandbox_id": hanging, "action": "cancel", "call_id": "hanging"})
+    assert (await cloning).error is not None
+    await session.end()
+    return session
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -207,5 +227,6 @@ SCENARIOS: dict[str, Scenario] = {
         unsure_commands,
         early_and_interrupted_commands,
         kept_work,
+        clones,
     )
 }

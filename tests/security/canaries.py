@@ -93,7 +93,7 @@ class ProcessWatch(threading.Thread):
                 if entry.name.isdigit() and (here := self._search.in_bytes(_command_line(entry.name))):
                     self.found[entry.name] = here
             self.looks += 1
-            self._ended.wait(0.02)
+            self._ended.wait(0.05)
 
     def stop(self) -> None:
         self._ended.set()

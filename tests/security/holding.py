@@ -1,14 +1,63 @@
-"""Holders of sealed values that need nothing else: in memory, and in an SQLite file."""
+"""Holders of sealed values that need nothing else, in memory and in an SQLite file; and what tests of keys share."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
-from sandhold.security import Envelope, Place
+import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from sandhold.security import Envelope, Place, data_keys, key_rings, removal, rotation
 from sandhold.security.holders import SealedRow
+from tests.workflows.waiting import eventually
+
+SETTLES_S = 2.0
+"""After a key is turned; ten times as long as any process here goes on with the one before."""
+
+
+def settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts in seconds and minutes elsewhere counts in tenths and seconds in this process."""
+    monkeypatch.setattr(key_rings, "LOOK_AGAIN_S", SETTLES_S / 20)
+    monkeypatch.setattr(data_keys, "LOOK_AGAIN_S", SETTLES_S / 20)
+    monkeypatch.setattr(rotation, "SETTLES_S", SETTLES_S)
+    monkeypatch.setattr(removal, "MARGIN", timedelta(seconds=SETTLES_S))
+    monkeypatch.setattr(removal, "LISTED_AFTER", timedelta(seconds=2))
+
+
+async def executions(client: Client, query: str = "") -> list[WorkflowExecution]:
+    """The runs that Temporal lists."""
+    listed = client.list_workflows(query)
+    return [WorkflowExecution(workflow_id=each.id, run_id=each.run_id) async for each in listed]
+
+
+async def forgotten(client: Client, query: str = "") -> None:
+    """Have Temporal forget every run of the query; none is listed afterwards.
+
+    What is still listed is deleted again: the server lists it a little longer, and has been seen to do so for good.
+    """
+
+    async def left() -> int:
+        found = await executions(client, query)
+        await asyncio.gather(*(_deleted(client, each) for each in found))
+        return len(found)
+
+    await eventually(left, lambda count: count == 0, "no execution", pause_s=0.2)
+
+
+async def _deleted(client: Client, execution: WorkflowExecution) -> None:
+    request = DeleteWorkflowExecutionRequest(namespace=client.namespace, workflow_execution=execution)
+    try:
+        await client.workflow_service.delete_workflow_execution(request)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:  # Deleted already.
+            raise
 
 
 def place(number: int) -> Place:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import gt
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ import pytest
 from pydantic import SecretStr
 from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
 
-from sandhold.client import Session
-from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, SESSION_WORKFLOW
+from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, SESSION_WORKFLOW, sandbox_workflow_id
 from sandhold.schedules import ensure_schedules
 from sandhold.security import removal, rotation
 from sandhold.security.executions import OUR_WORKFLOWS, Executions, Span, keys_in
@@ -30,6 +28,8 @@ from sandhold.temporal import data_converter
 from tests.cli.process import Finished
 from tests.cli.process import sandhold as run
 from tests.local_daytona_server import LocalDaytona
+from tests.security import holding
+from tests.security.load import Load, load
 from tests.stack import Stack, environment_of, replayer, running_stack, running_temporal
 from tests.workflows.calls import creates, exec_ok
 from tests.workflows.waiting import eventually
@@ -57,8 +57,7 @@ class Deployment:
         return finished.document
 
     async def runs(self, query: str = "") -> list[WorkflowExecution]:
-        listed = self.temporal.list_workflows(query)
-        return [WorkflowExecution(workflow_id=each.id, run_id=each.run_id) async for each in listed]
+        return await holding.executions(self.temporal, query)
 
     async def first_keys(self, workflow_id: str) -> set[str]:
         """The keys under which the payloads are with which the present run began."""
@@ -77,29 +76,13 @@ class Deployment:
 
         await eventually(missing, lambda ids: not ids, "a clean-up", pause_s=1)
 
-    async def delete(self, execution: WorkflowExecution) -> None:
-        request = DeleteWorkflowExecutionRequest(namespace=self.temporal.namespace, workflow_execution=execution)
-        with contextlib.suppress(RPCError):  # Deleted already, and listed a little longer.
-            await self.temporal.workflow_service.delete_workflow_execution(request)
-
-    async def delete_all(self) -> None:
-        """Have Temporal forget every execution."""
-
-        async def left() -> int:
-            for execution in await self.runs():
-                await self.delete(execution)
-            return len(await self.runs())
-
-        await eventually(left, lambda count: count == 0, "no execution at all", pause_s=0.2)
-
 
 @pytest.fixture
 async def deployment(
     stack_daytona: LocalDaytona, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Deployment]:
     """One of its own. What counts in minutes elsewhere counts in seconds here."""
-    monkeypatch.setattr(removal, "MARGIN", timedelta(seconds=rotation.SETTLES_S))
-    monkeypatch.setattr(removal, "LISTED_AFTER", timedelta(seconds=2))
+    holding.settle_soon(monkeypatch)
     ring = FileKeyRing(tmp_path / "ring.json")
     ring.create()
     async with running_temporal() as server:
@@ -123,61 +106,54 @@ def kinds(refused: Finished) -> set[str]:
     return {reason["kind"] for reason in refused.document["error"]["reasons"]}
 
 
-class Caller:
-    """Calls a sandbox without a pause, and fails with the first call that does."""
+async def rotated_under(running: Load, deployment: Deployment) -> str:
+    """Turn the key while everybody goes on; the new one, under which all is now that can be."""
 
-    def __init__(self, session: Session, box: str) -> None:
-        self._session, self._box = session, box
-        self.calls = 0
-        self._task = asyncio.create_task(self._call())
-        self._stop = False
+    async def runs() -> list[int]:
+        return [(await deployment.stack.status(used.session, used.box)).runs for used in running.used]
 
-    async def _call(self) -> None:
-        while not self._stop:
-            said = await exec_ok(self._session, self._box, f"echo {self.calls}", output="normal")
-            assert said["stdout"] == f"{self.calls}\n"
-            self.calls += 1
-
-    async def stop(self) -> int:
-        self._stop = True
-        await self._task
-        return self.calls
+    before = await runs()
+    once = await deployment.ok("rotate")
+    assert (once["ok"], once["added"], once["primary"]) == (True, True, deployment.primary)
+    done = counts(once)
+    # A connection, a secret that stays and one that changes; a key for the storage of each session.
+    assert done["vault"][0] >= 5
+    assert done["storage"][0] >= 4
+    assert (done["vault"][2], done["storage"][2]) == (0, 0)
+    assert once["schedules"] == [CLEAN_STORAGE_SCHEDULE]
+    assert (once["sandboxes"]["asked"] >= 4, once["sandboxes"]["failed"]) == (True, {})
+    await eventually(runs, lambda now: all(map(gt, now, before)), "another run of each sandbox")
+    for used in running.used:
+        workflow_id = sandbox_workflow_id(used.session.session_id, used.box)
+        assert await deployment.first_keys(workflow_id) == {deployment.primary}
+    await running.everybody_goes_on()
+    listed = {row["id"]: row["used"] for row in (await deployment.ok("list", "--used"))["keys"]}
+    for key, used_by in listed.items():
+        assert (used_by["vault"] > 0, used_by["storage"] > 0) == (key == deployment.primary, key == deployment.primary)
+    return deployment.primary
 
 
 async def test_keys_turn_twice_under_load_and_the_first_goes_when_nothing_can_need_it(deployment: Deployment) -> None:
     stack = deployment.stack
     first = deployment.primary
     await stack.vault.put_connection("alice", "daytona", SecretStr("dtn_" + "a" * 40), replaces=0)
-    session = await stack.open()
-    box = await creates(session)
-    await session.files.write("note.txt", b"kept")
-    caller = Caller(session, box)
 
-    once = await deployment.ok("rotate")
-    second = deployment.primary
-    assert (once["ok"], once["added"], once["primary"]) == (True, True, second)
-    assert counts(once) == {"vault": (1, 0, 0), "storage": (1, 0, 0)}
-    assert once["schedules"] == [CLEAN_STORAGE_SCHEDULE]
-    assert once["sandboxes"] == {"asked": 1, "failed": {}}
-    await eventually(lambda: stack.status(session, box), lambda status: status.runs == 2, "a second run")
-    status = await stack.status(session, box)
-    assert await deployment.first_keys(status.workflow_id) == {second}
-
-    twice = await deployment.ok("rotate")
-    third = deployment.primary
+    async with load(stack) as running:
+        await running.everybody_goes_on()
+        second = await rotated_under(running, deployment)
+        refused = await deployment.keys("remove", first)
+        assert "executions" in kinds(refused)
+        third = await rotated_under(running, deployment)
     assert len({first, second, third}) == 3
-    assert counts(twice) == {"vault": (1, 0, 0), "storage": (1, 0, 0)}
-    await eventually(lambda: stack.status(session, box), lambda status: status.runs == 3, "a third run")
-    assert await caller.stop() > 0
 
-    # The session itself began under the first key, and is open.
+    # The sessions themselves began under the first key, and are open.
     refused = await deployment.keys("remove", first)
     assert "executions" in kinds(refused)
-    [told] = [each for each in refused.document["error"]["reasons"] if SESSION_WORKFLOW in each["text"]]
-    assert (told["count"], told["examples"]) == (1, [session.workflow_id])
+    [told] = [each for each in refused.document["error"]["reasons"] if f"open {SESSION_WORKFLOW}" in each["text"]]
+    assert (told["count"], set(told["examples"])) == (4, {used.session.workflow_id for used in running.used})
     assert deployment.ring.document().find(first) is not None
 
-    await session.end()
+    await asyncio.gather(*(used.session.end() for used in running.used))
     refused = await deployment.keys("remove", first)
     assert "executions" in kinds(refused)
     assert all(
@@ -186,10 +162,10 @@ async def test_keys_turn_twice_under_load_and_the_first_goes_when_nothing_can_ne
 
     listed = {row["id"]: row for row in (await deployment.ok("list", "--used"))["keys"]}
     assert [listed[key]["state"] for key in (first, second, third)] == ["decrypt_only", "decrypt_only", "primary"]
-    assert listed[first]["used"] == {"vault": 0, "storage": 0, "executions": len(await deployment.runs())}
-    assert listed[third]["used"]["vault"] == 1
+    assert (listed[first]["used"]["vault"], listed[first]["used"]["storage"]) == (0, 0)
+    assert listed[first]["used"]["executions"] >= 8, "sessions and the first runs of their sandboxes"
 
-    await deployment.delete_all()
+    await holding.forgotten(deployment.temporal)
     # A clean-up that began while the key was used has left its result with the schedule, until the next one.
     await deployment.cleaned(after=datetime.now(UTC))
     assert await deployment.ok("remove", first) == {"id": first, "state": "removed"}

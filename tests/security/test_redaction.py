@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activities.redactors import KEPT_BYTES
+from sandhold.security.known_values import JoinedValues, KnownValues
 from sandhold.security.redaction import Redactor
 from sandhold.security.secret_forms import forms_of
 from sandhold.security.token_shapes import LONGEST_SHAPE
+from sandhold.vault.records import (
+    RETIRED_BYTES_PER_SESSION,
+    RETIRED_PER_SESSION,
+    SECRET_BYTES,
+    SECRETS_PER_SESSION,
+)
+from tests.process_memory import memory_now
 from tests.security.redaction_cases import TOKENS, chains, in_parts, joined, redactions, shown
 
 EXAMPLES = int(os.environ.get("SANDHOLD_TEST_EXAMPLES", "100"))
@@ -241,6 +250,48 @@ def test_a_value_that_is_longer_than_a_search_may_be_is_found_in_parts() -> None
     assert shown_text.startswith("<[redacted:BIG]")
     assert shown_text.endswith("[redacted:BIG]>")
     assert len(shown_text) < 200
+
+
+def test_as_many_secrets_as_a_session_may_have_are_searched_within_bounds() -> None:
+    """Of the size that has the most forms for its bytes, those that were replaced among them."""
+    rng = random.Random(9)
+    number = SECRETS_PER_SESSION + RETIRED_PER_SESSION
+    sizes = [RETIRED_BYTES_PER_SESSION // number // 2 - 1, RETIRED_BYTES_PER_SESSION // number // 2 * 3]
+    sizes = [min(each, 1024) for each in sizes] * (number // 2)
+    sizes[-1] += min(RETIRED_BYTES_PER_SESSION - sum(sizes), SECRET_BYTES)
+    secrets = {f"S{n}": rng.randbytes(size // 2 + 1).hex()[:size] for n, size in enumerate(sizes)}
+    assert 0.75 * RETIRED_BYTES_PER_SESSION < sum(map(len, secrets.values())) <= RETIRED_BYTES_PER_SESSION
+    pid = os.getpid()
+    before = memory_now(pid)
+    redactor = Redactor(secrets)
+    text = "".join(f"<{value}>" for value in secrets.values())
+    shown_text = redactor.redact_text(text)
+    grown = memory_now(pid) - before
+    assert shown_text.startswith("<[redacted:S0]><[redacted:S1]>")
+    assert not any(value[:16] in shown_text for value in secrets.values())
+    assert redactor.pattern_bytes < KEPT_BYTES
+    assert grown < 256 * 1024 * 1024
+
+
+def test_a_set_of_secrets_is_searched_for_as_the_same_in_several_sets() -> None:
+    secrets: dict[str, str | bytes] = {
+        "A": "abcdef",
+        "B": "efabcd",
+        "C": "abcdefghij",
+        "D": "ij-" + "klm" * 3,
+        "E": "x",
+    }
+    sets = [{name: secrets[name]} for name in secrets]
+    joined_up = Redactor(JoinedValues([KnownValues(each) for each in sets]))
+    together = Redactor(secrets)
+    text = b"abcdef" * 90 + b" abcdefghij-" + b"klm" * 3 + b" x abcdefgh ij-klmkl"
+    assert joined_up.longest == together.longest
+    for begins in (True, False):
+        for end in range(0, len(text), 7):
+            told = together.pieces(text[end // 2 : end], begins=begins, ends=False)
+            assert joined_up.pieces(text[end // 2 : end], begins=begins, ends=False) == told
+    assert joined(in_parts(joined_up, text, list(range(len(text))))) == joined(together.pieces(text))
+    assert Redactor(JoinedValues([])).redact(b"abcdef") == b"abcdef"
 
 
 def test_without_secrets_a_match_is_no_longer_than_the_longest_shape() -> None:

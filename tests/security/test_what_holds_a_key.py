@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +10,13 @@ from pathlib import Path
 import pytest
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import (
+    DeleteWorkflowExecutionRequest,
+    GetWorkflowExecutionHistoryRequest,
+    ResetWorkflowExecutionRequest,
+)
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from sandhold.contracts.names import CLEAN_STORAGE_SCHEDULE, CLEAN_STORAGE_WORKFLOW, SANDBOX_WORKFLOW
@@ -27,7 +30,7 @@ from sandhold.security.key_rings import EnvironmentKeyRing, FileKeyRing
 from sandhold.security.removal import KeyNeeded, Removal, Times
 from sandhold.security.rotation import rewrap, verify, with_fresh_primary
 from sandhold.temporal import data_converter
-from tests.security.holding import MemoryValues, place
+from tests.security.holding import SETTLES_S, MemoryValues, forgotten, place, settle_soon
 from tests.stack import running_temporal
 from tests.workflows.waiting import eventually
 
@@ -121,7 +124,10 @@ async def test_a_heartbeat_of_an_activity_that_still_runs_is_found(temporal: Cli
         end.set()
 
 
-async def test_a_result_that_a_paused_schedule_keeps_holds_its_key(temporal: Client, tmp_path: Path) -> None:
+async def test_a_result_that_a_paused_schedule_keeps_holds_its_key(
+    temporal: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle_soon(monkeypatch)
     ring = FileKeyRing(tmp_path / "ring.json")
     ring.create()
     old = ring.document().primary.id
@@ -146,21 +152,11 @@ async def test_a_result_that_a_paused_schedule_keeps_holds_its_key(temporal: Cli
     async with worker(client):
         await cleaned()
         ring.change(with_fresh_primary(ring.document()))
-        await asyncio.sleep(5)
+        await asyncio.sleep(SETTLES_S)
         assert await renew_schedules(client) == [CLEAN_STORAGE_SCHEDULE]
 
         # Temporal forgets the clean-up; what its schedule keeps of it stays.
-        async def left() -> int:
-            query = f"WorkflowType = '{CLEAN_STORAGE_WORKFLOW}'"
-            found = [each async for each in client.list_workflows(query)]
-            for each in found:
-                execution = WorkflowExecution(workflow_id=each.id, run_id=each.run_id)
-                request = DeleteWorkflowExecutionRequest(namespace=client.namespace, workflow_execution=execution)
-                with contextlib.suppress(RPCError):  # Deleted already, and listed a little longer.
-                    await client.workflow_service.delete_workflow_execution(request)
-            return len(found)
-
-        await eventually(left, lambda count: count == 0, "no clean-up", pause_s=0.2)
+        await forgotten(client, f"WorkflowType = '{CLEAN_STORAGE_WORKFLOW}'")
         assert await refusal() == {"schedules"}, "paused by an operator, it is not run; it keeps the result"
 
         await cleaned()
@@ -198,3 +194,59 @@ async def test_what_cannot_be_read_counts_as_no_answer(temporal: Client, tmp_pat
     for reports in (await verify([holder]), await rewrap([holder])):
         assert [fault.place for fault in reports[0].faults] == [place(1), place(2)]
         assert reports[0].faults[1].reason == "it is missing"
+
+
+async def test_a_run_that_was_reset_holds_the_keys_of_the_run_before_it_also_once_that_is_deleted(
+    temporal: Client, tmp_path: Path
+) -> None:
+    ring = FileKeyRing(tmp_path / "ring.json")
+    ring.create()
+    old = ring.document().primary.id
+    client = under(temporal, EnvironmentKeyRing(ring.document().dump()))
+    service, namespace = client.workflow_service, client.namespace
+    async with worker(client):
+        handle = await client.start_workflow(SANDBOX_WORKFLOW, False, id="sandbox/s/1", task_queue=QUEUE)
+        await handle.signal("tell", "under the old key")
+
+        async def completed_tasks() -> list[int]:
+            history = await handle.fetch_history()
+            return [
+                each.event_id for each in history.events if each.HasField("workflow_task_completed_event_attributes")
+            ]
+
+        await eventually(completed_tasks, bool, "its first task")
+    ring.change(with_fresh_primary(ring.document()))
+    document = ring.document()
+    retired_at = document.usable(old).retired_at
+    assert retired_at is not None
+    base = WorkflowExecution(workflow_id=handle.id, run_id=(await handle.describe()).run_id)
+    reset = await service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=namespace,
+            workflow_execution=base,
+            workflow_task_finish_event_id=(await completed_tasks())[-1],
+            request_id="reset",
+            reason="a test",
+        )
+    )
+    assert reset.run_id != base.run_id
+
+    await service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(namespace=namespace, workflow_execution=base)
+    )
+
+    async def base_is_there() -> bool:
+        request = GetWorkflowExecutionHistoryRequest(namespace=namespace, execution=base, maximum_page_size=1)
+        try:
+            await service.get_workflow_execution_history(request)
+        except RPCError as error:
+            return error.status is not RPCStatusCode.NOT_FOUND
+        return True
+
+    await eventually(base_is_there, lambda there: not there, "the deletion of the run before")
+    later_with = Executions(client).later_with
+    await eventually(lambda: later_with(old, retired_at), lambda ids: ids == [handle.id], "the run that was reset")
+    await client.get_workflow_handle(handle.id).terminate()
+    assert await later_with(old, retired_at) == [handle.id]
+    with pytest.raises(KeyNeeded):
+        await Removal(Executions(client), [], Times(timedelta(0), timedelta(0))).remove(ring, old)

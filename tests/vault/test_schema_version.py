@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import stat
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,13 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 
-from sandhold.security import open_key_ring
+from sandhold.security import Envelope, open_key_ring
 from sandhold.settings import Settings
 from sandhold.vault import Vault, VaultDamaged, VaultNewer, open_vault
 from sandhold.vault.database import open_database
-from sandhold.vault.schema import HEAD, VERSION_TABLE, metadata
+from sandhold.vault.schema import HEAD, VERSION_TABLE, metadata, place_of_secret, secrets
 from sandhold.vault.upgrade import MIGRATIONS
 from tests.stack import KEY_RING
 from tests.vault.conftest import Behind
@@ -126,6 +128,36 @@ async def test_a_migration_that_fails_leaves_nothing_behind(settings: Settings, 
     assert await behind.rows(tables) == [("secrets",)]
     await behind.rows("DROP TABLE secrets")
     await (await open_vault(settings, open_key_ring(settings))).close()
+
+
+async def test_a_vault_of_the_first_version_keeps_all_it_holds(
+    settings: Settings, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("schema_version", "upgrade"):
+        monkeypatch.setattr(importlib.import_module(f"sandhold.vault.{module}"), "HEAD", "0001")
+    ring = open_key_ring(settings)
+    first = await open_vault(settings, ring)
+    await first.put_connection("alice", "daytona", SecretStr("key"), replaces=0)
+    await first.close()
+    place = {"session_id": "s-1", "run_id": "run-1", "name": "TOKEN"}
+    sealed = await Envelope(ring).seal(b"set under the first version", place_of_secret(place))
+    row = {**place, "id": "1" * 32, "sealed": sealed, "created_at": datetime.now(UTC), "updated_at": datetime.now(UTC)}
+    database = open_database(settings)
+    async with database.writing() as writing:
+        await writing.execute(insert(secrets).values(**row))
+    await database.close()
+    assert await behind.rows(f"SELECT version_num FROM {VERSION_TABLE}") == [("0001",)]
+    monkeypatch.undo()
+    vault = await open_vault(settings, ring)
+    record = await vault.connection("alice", "daytona")
+    assert record is not None
+    assert record.secret.get_secret_value() == "key"
+    await vault.set_secret("s-1", "run-1", "TOKEN", SecretStr("set under this one"))
+    values = await vault.secret_values("s-1", "run-1")
+    assert values.usable == {"TOKEN": SecretStr("set under this one")}
+    assert values.retired == [("TOKEN", SecretStr("set under the first version"))]
+    await vault.close()
+    assert await behind.rows(f"SELECT version_num FROM {VERSION_TABLE}") == [(HEAD,)]
 
 
 async def test_nothing_is_lost_when_a_vault_is_opened_again(vault: Vault, settings: Settings) -> None:

@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from sandhold.security import Tampered
-from sandhold.vault import SecretMissing, SecretsFull, ValueRefused, Vault
-from sandhold.vault.records import SECRETS_PER_SESSION
+from sandhold.vault import SecretMissing, SecretsFull, SecretsTooLarge, ValueRefused, Vault
+from sandhold.vault.records import SECRET_BYTES, SECRETS_BYTES_PER_SESSION, SECRETS_PER_SESSION
 from tests.vault.conftest import Behind
 
 
@@ -85,6 +85,41 @@ async def test_a_session_has_at_most_a_hundred_however_many_come_at_once(vault: 
     assert len(await values(vault)) == SECRETS_PER_SESSION
     await put(vault, "S0", "replacing is no more")
     await put(vault, "T0", "another session's", session_id="s-2")
+
+
+async def test_all_of_a_session_weigh_so_much_however_many_come_at_once(vault: Vault) -> None:
+    for name in ("A", "B", "C"):
+        await put(vault, name, "x" * SECRET_BYTES)
+    await put(vault, "D", "\u00e4" * 30_000)
+    outcomes = await asyncio.gather(*(put(vault, f"T{n}", "x" * 3000) for n in range(5)), return_exceptions=True)
+    refused = [each for each in outcomes if isinstance(each, SecretsTooLarge)]
+    assert (outcomes.count(None), len(refused)) == (1, 4)
+    used, left = 3 * SECRET_BYTES + 63_000, SECRETS_BYTES_PER_SESSION - 3 * SECRET_BYTES - 63_000
+    assert {(each.used, each.left) for each in refused} == {(used, left)}
+    assert f"{used} of {SECRETS_BYTES_PER_SESSION}: {left} are left" in str(refused[0])
+    assert sum(len(value.encode()) for value in (await values(vault)).values()) == used
+    with pytest.raises(SecretsTooLarge):
+        await put(vault, "D", "x" * 63_000)
+    await put(vault, "D", "x" * (60_000 + left))
+    await put(vault, "A", "small")
+    await put(vault, "E", "x" * (SECRET_BYTES - 5))
+    await put(vault, "A", "x" * SECRET_BYTES, session_id="s-2")
+
+
+async def test_a_session_that_has_more_from_before_may_change_it_but_not_let_it_grow(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandhold.vault.session_secrets.SECRETS_BYTES_PER_SESSION", 10 * SECRET_BYTES)
+    for number in range(6):
+        await put(vault, f"S{number}", f"{number}" * SECRET_BYTES)
+    monkeypatch.undo()
+    await put(vault, "S1", "x" * SECRET_BYTES)
+    assert await vault.retired_count("s-1", "run-1") == 1, "also then the latest has room"
+    await put(vault, "S1", "x" * 40)
+    for name, size in (("S1", 41), ("NEW", 1)):
+        with pytest.raises(SecretsTooLarge) as refused:
+            await put(vault, name, "x" * size)
+        assert refused.value.left == 0
 
 
 async def test_the_same_name_set_at_once_is_one_secret(vault: Vault) -> None:

@@ -8,12 +8,22 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sandhold.client import Session
-from sandhold.contracts.names import RENEW_SIGNAL, sandbox_workflow_id
-from sandhold.contracts.sandboxes import Renewal
+from sandhold.contracts.calls import CallEnvelope, CallRequest
+from sandhold.contracts.names import (
+    RENEW_SIGNAL,
+    RESULT_QUERY,
+    SANDBOX_WORKFLOW,
+    SUBMIT_SIGNAL,
+    Activity,
+    sandbox_workflow_id,
+)
+from sandhold.contracts.policy import Policy
+from sandhold.contracts.sandboxes import Renewal, SandboxCarried, SandboxStart, SandboxState
+from sandhold.contracts.tools import CreateSandboxArguments
 from tests.stack import Stack
 from tests.workflows.calls import creates, exec_ok
 from tests.workflows.commands import command
-from tests.workflows.waiting import eventually
+from tests.workflows.waiting import LONG_ENOUGH_S, eventually
 
 
 async def ask(stack: Stack, session: Session, box: str, began_before: datetime) -> None:
@@ -77,4 +87,75 @@ async def test_a_wrong_request_changes_nothing(stack: Stack, wrong: object) -> N
     await handle.signal(RENEW_SIGNAL, wrong)
     assert (await exec_ok(session, box, "echo here", output="normal"))["stdout"] == "here\n"
     assert (await stack.status(session, box)).runs == 1
+    await session.end()
+
+
+async def test_the_call_that_creates_a_sandbox_is_answered_although_a_renewal_was_asked_for_meanwhile(
+    stack: Stack,
+) -> None:
+    session = await stack.open()
+    rule = await stack.faults.add(method="POST", route="/api/sandbox", effect="delay", seconds=1.0)
+    creating = asyncio.create_task(session.create_sandbox(sandbox_id="box"))
+    await eventually(lambda: stack.faults.hits(rule), lambda hits: hits == 1, "that the provider is asked")
+    assert (await stack.status(session, "box")).state == "creating"
+    await ask(stack, session, "box", datetime.now(UTC) + timedelta(minutes=1))
+    await renewed(stack, session, "box")
+    async with asyncio.timeout(LONG_ENOUGH_S):
+        assert (await creating).sandbox_id == "box"
+    assert (await stack.status(session, "box")).calls == []
+    await session.end()
+
+
+async def test_a_call_that_comes_before_a_new_run_has_begun_is_carried_out_once(stack: Stack) -> None:
+    session = await stack.open()
+    box = await creates(session)
+    began = await stack.status(session, box)
+    assert began.provider_id is not None
+    # A run as it is after a continue-as-new, with a call in its first workflow task.
+    carried = SandboxCarried(
+        state=SandboxState.STARTED,
+        provider_id=began.provider_id,
+        connection=began.connection,
+        organization=began.organization,
+        last_used_at=datetime.now(UTC),
+    )
+    start = SandboxStart(
+        session_id=session.session_id,
+        sandbox_id="next",
+        owner=began.owner,
+        generation=1,
+        policy=Policy(end_grace_s=0.5),
+        created_at=datetime.now(UTC),
+        arguments=CreateSandboxArguments(),
+        idle_stop_s=300,
+        carried=carried,
+    )
+    request = CallRequest(
+        call_id="early",
+        tool="daytona_write_file",
+        arguments={"sandbox_id": "next", "path": "/home/daytona/note", "content": "x"},
+    )
+    handle = await stack.temporal.start_workflow(
+        SANDBOX_WORKFLOW,
+        start,
+        id=sandbox_workflow_id(session.session_id, "next"),
+        task_queue=stack.settings.task_queue,
+        start_signal=SUBMIT_SIGNAL,
+        start_signal_args=[request],
+    )
+
+    async def answer() -> CallEnvelope | None:
+        return await handle.query(RESULT_QUERY, "early", result_type=CallEnvelope | None)
+
+    found = await eventually(answer, lambda told: told is not None and told.status == "done", "its answer")
+    assert found is not None
+    assert found.ok, found.error
+    await handle.cancel()
+    await handle.result()
+    scheduled = [
+        event.activity_task_scheduled_event_attributes.activity_type.name
+        async for event in handle.fetch_history_events()
+        if event.HasField("activity_task_scheduled_event_attributes")
+    ]
+    assert scheduled.count(Activity.WRITE_FILE) == 1, scheduled
     await session.end()
