@@ -15,6 +15,7 @@ from sandhold.contracts.storage_url import check_storage_url
 
 STACK_FILE = "stack.json"
 DEFAULT_TEMPORAL_ADDRESS = "127.0.0.1:7233"
+GITHUB_URL = "https://github.com"
 _HTTPS = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 _APP_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -36,8 +37,13 @@ def _blank_is_no(value: object) -> object:
     return False if value == "" else value
 
 
+def _blank_is_github(value: object) -> object:
+    return GITHUB_URL if value == "" else value
+
+
 Optional = BeforeValidator(_blank_is_unset)
 BlankIsNo = BeforeValidator(_blank_is_no)
+BlankIsGitHub = BeforeValidator(_blank_is_github)
 
 
 class DaytonaEnvironment(BaseSettings):
@@ -80,7 +86,7 @@ class Settings(BaseSettings):
     daytona_api_url: Annotated[str | None, Optional] = None
     daytona_api_key: Annotated[SecretStr | None, Optional] = None
     """The provider for owners without a connection of their own."""
-    github_url: str = "https://github.com"
+    github_url: Annotated[str, BlankIsGitHub] = GITHUB_URL
     """Where repositories of connected owners are: GitHub, or a host of GitHub Enterprise."""
     github_api_url: Annotated[str | None, Optional] = None
     """Its API; by default what belongs to `github_url`."""

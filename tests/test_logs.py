@@ -158,6 +158,7 @@ def test_settings_show_no_secret_wherever_they_are_printed() -> None:
         "database_url": "postgresql://u:the-password@h/d",
         "keyring": ring,
         "console_token": "the-console-token",
+        "github_app_private_key": "-----BEGIN RSA PRIVATE KEY-----the-apps-key",
     }
     settings = Settings(**{name: SecretStr(value) for name, value in values.items()})
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}

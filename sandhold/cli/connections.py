@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from temporalio.client import Client
 
     from sandhold.connections.changes import Connected, Disconnected
+    from sandhold.connections.github_credential import GitHubConnected
     from sandhold.vault import ConnectionRow
 
 app = typer.Typer(help="Connect an owner to a provider.", no_args_is_help=True, add_completion=False)
@@ -62,6 +63,39 @@ def connect_daytona(
             connected = await connect_daytona(_temporal, vault, owner, key, api_url)
         answer = {**_row(connected.row), "replaced": connected.replaced, "sandboxes_seen": connected.sandboxes_seen}
         output.show_data(answer, lambda: _told(connected))
+        return EXIT_OK
+
+    run(work)
+
+
+@app.command("github")
+def connect_github(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-]", help="`-` reads the token from stdin, less one newline at its end."),
+    ] = None,
+    owner: OwnerOption = "default",
+    installation: Annotated[
+        int | None,
+        typer.Option("--installation", min=1, help="Instead of a token: an installation of this deployment's app."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Store a GitHub token, or an installation of the deployment's GitHub App, once GitHub has taken it.
+
+    A token is asked for without an echo, or comes from stdin, never as an argument.
+    """
+    if installation is not None and source:
+        raise typer.BadParameter("give a token or --installation, not both")
+    given = installation if installation is not None else _one_word(secret_input(source, "The GitHub token"))
+
+    async def work() -> int:
+        from sandhold.connections.github_credential import connect_github
+
+        settings = Settings.load()
+        async with opened_vault(settings) as vault:
+            connected = await connect_github(settings, vault, owner, given)
+        output.show_data({**_row(connected.row), "replaced": connected.replaced}, lambda: _told_of_github(connected))
         return EXIT_OK
 
     run(work)
@@ -126,7 +160,9 @@ async def _temporal() -> Client:
 def _row(row: ConnectionRow) -> dict[str, Any]:
     """A connection as everybody may see it."""
     shown = row.model_dump(mode="json", exclude={"hint", "details"})
-    return {**shown, "key": row.masked, "source": "owner", "details": row.details}
+    # An installation's number is no key.
+    key = None if row.details.get("kind") == "app" else row.masked
+    return {**shown, "key": key, "source": "owner", "details": row.details}
 
 
 def _deployments_own(settings: Settings) -> list[dict[str, Any]]:
@@ -169,6 +205,22 @@ def _told(connected: Connected) -> str:
     return "\n".join(lines)
 
 
+def _told_of_github(connected: GitHubConnected) -> str:
+    row, credential = connected.row, connected.credential
+    what = f"token {row.masked} of" if credential.kind == "token" else "installation of the app at"
+    permissions = "unknown" if credential.permissions is None else ", ".join(credential.permissions)
+    lines = [
+        f"github is {'connected anew' if connected.replaced else 'connected'} for {row.owner}: "
+        f"{what} {credential.account}",
+        f"  at            {row.api_url}",
+        f"  permissions   {permissions}",
+        f"  commits by    {credential.name} <{credential.email}>",
+    ]
+    if credential.expires_at is not None:
+        lines.append(f"  expires       {credential.expires_at:%Y-%m-%d %H:%M} UTC")
+    return "\n".join(lines)
+
+
 def _said(done: Disconnected) -> str:
     text = f"{done.provider} is disconnected for {done.owner}"
     if done.left_behind:
@@ -180,7 +232,7 @@ def _table(shown: list[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("owner", "provider", "key", "used (UTC)", "last failure (UTC)", "organization and address", box=None)
+    table = Table("owner", "provider", "key", "used (UTC)", "last failure (UTC)", "account and address", box=None)
     for row in shown:
         failure = "-" if row["last_failure"] is None else f"{row['last_failure']} at {_moment(row['last_failure_at'])}"
         cells = [
@@ -189,10 +241,19 @@ def _table(shown: list[dict[str, Any]]) -> Table:
             row["key"] or "-",
             _moment(row["last_used_at"]),
             failure,
-            " at ".join(each for each in (row["organization"], row["api_url"] or "the hosted service") if each),
+            " at ".join(each for each in (_account(row), row["api_url"] or "the hosted service") if each),
         ]
         table.add_row(*map(Text, cells))
     return table
+
+
+def _account(row: dict[str, Any]) -> str | None:
+    """Whose account at the provider a connection is for."""
+    if row["provider"] == "github":
+        account: str | None = row["details"].get("account")
+        return account
+    organization: str | None = row["organization"]
+    return organization
 
 
 def _moment(given: str | None) -> str:

@@ -131,7 +131,7 @@ async def _capabilities(shown: ShownSession) -> list[Capability]:
 def _unknown(why: str) -> list[Capability]:
     from sandhold.client import Capability
 
-    return [Capability(name="sandboxes", reason=f"not known here: {why}")]
+    return [Capability(name=name, reason=f"not known here: {why}") for name in ("sandboxes", "git")]
 
 
 def _policy(given: str | None) -> dict[str, Any] | None:

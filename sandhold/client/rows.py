@@ -25,7 +25,7 @@ class SessionRow(Message):
 class Capability(Message):
     """Something that the session's tools can use, or why they cannot."""
 
-    name: Literal["sandboxes", "github"]
+    name: Literal["sandboxes", "git"]
     available: bool | None = None
     """None where whoever tells cannot know."""
     connection: Literal["own", "deployment"] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sandhold.client.rows import Capability
 from sandhold.connections.address import HOSTED_API_URL
@@ -22,13 +23,19 @@ _REFUSED = {
     "provider_rejected": "its key does not allow what was asked of it",
 }
 
+_REFUSED_BY_GITHUB = {
+    "authentication_failed": "GitHub does not take it any more, or does not give it what was asked for",
+    "connection_required": "the installation was removed",
+}
+
 
 async def capabilities_of(
     settings: Settings, vault: Vault, owner: str, sandboxes: Sequence[ShownSandbox] = ()
 ) -> list[Capability]:
     """For a session of `owner` with these sandboxes. Opens no secret. Raises VaultError and StackError."""
     rows = {row.provider: row for row in await vault.connection_rows(owner)}
-    return [_sandboxes(_Known.of(settings, vault, sandboxes), rows.get("daytona"), owner)]
+    known = _Known.of(settings, vault, sandboxes)
+    return [_sandboxes(known, rows.get("daytona"), owner), _git(known, rows.get("github"), owner)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,34 @@ def _by_own(known: _Known, own: ConnectionRow) -> Capability:
     return _told(None, f"{at}, in the vault read here; no worker has used it yet", "own")
 
 
+def _git(known: _Known, own: ConnectionRow | None, owner: str) -> Capability:
+    """Whether git gets a credential. Repositories that everybody may read are cloned without."""
+    connect = f"`sandhold connect github --owner {owner}`"
+    if own is None:
+        without = (
+            f"{owner} has no GitHub connection, so that git reads public repositories alone; make one with {connect}"
+        )
+        if known.vault_is_theirs:
+            return _told_of("git", False, without)
+        return _told_of("git", None, f"not known here: in the vault read here {without}")
+    by_app = own.details.get("kind") == "app"
+    what = f"the GitHub {'App' if by_app else 'token'} of {own.details.get('account') or owner}"
+    if own.last_failure is not None:
+        why = _REFUSED_BY_GITHUB.get(own.last_failure, own.last_failure)
+        failed = f"{what} failed at {own.last_failure_at:%Y-%m-%d %H:%M} UTC: {why}; replace it with {connect}"
+        return _told_of("git", False, failed, "own")
+    at = f"{what}, at {own.api_url}"
+    # Whether the workers have the app itself, only its use tells.
+    if own.last_used_at is not None or (known.vault_is_theirs and not by_app):
+        return _told_of("git", True, at, "own")
+    return _told_of("git", None, f"{at}, in the vault read here; no worker has used it yet", "own")
+
+
 def _told(available: bool | None, reason: str, connection: str | None = None) -> Capability:
-    return Capability.model_validate(
-        {"name": "sandboxes", "available": available, "connection": connection, "reason": reason}
-    )
+    return _told_of("sandboxes", available, reason, connection)
+
+
+def _told_of(
+    name: Literal["sandboxes", "git"], available: bool | None, reason: str, connection: str | None = None
+) -> Capability:
+    return Capability.model_validate({"name": name, "available": available, "connection": connection, "reason": reason})

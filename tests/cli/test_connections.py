@@ -37,12 +37,12 @@ async def test_a_connection_from_its_key_to_its_removal(env: Mapping[str, str], 
     assert [each["owner"] for each in others if each["owner"] == "ada-of-keys"] == ["ada-of-keys"]
     await sandhold("session", "start", "--session", "keys-of-ada", "--owner", "ada-of-keys", env=env)
     show = await sandhold("session", "show", "keys-of-ada", "--json", env=env)
-    [capability] = show.document["capabilities"]
+    [capability, _git] = show.document["capabilities"]
     assert (capability["available"], "no worker has used it yet" in capability["reason"]) == (None, True)
     created = await sandhold("call", "keys-of-ada", "daytona_create_sandbox", '{"sandbox_id": "box"}', env=env)
     assert created.code == 0, created.out
     show = await sandhold("session", "show", "keys-of-ada", "--json", env=env)
-    [capability] = show.document["capabilities"]
+    [capability, _git] = show.document["capabilities"]
     assert (capability["name"], capability["available"], capability["connection"]) == ("sandboxes", True, "own")
     refused = await sandhold("disconnect", "daytona", *to_ada, env=env)
     assert refused.code == 1

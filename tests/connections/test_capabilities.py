@@ -62,7 +62,13 @@ def sandbox(connection: str | None) -> SandboxStatus:
 
 
 async def told(settings: Settings, vault: Vault, *sandboxes: ShownSandbox) -> Capability:
-    [capability] = await capabilities_of(settings, vault, "ada", sandboxes)
+    capability, git = await capabilities_of(settings, vault, "ada", sandboxes)
+    assert (capability.name, git.name) == ("sandboxes", "git")
+    return capability
+
+
+async def told_of_git(settings: Settings, vault: Vault) -> Capability:
+    _, capability = await capabilities_of(settings, vault, "ada")
     return capability
 
 
@@ -114,10 +120,40 @@ async def test_a_sandbox_tells_by_what_it_is_used(settings: Settings, vault: Vau
     assert (said.available, said.connection, "another one" in said.reason) == (None, None, True)
 
 
+async def test_git_has_a_credential_when_the_workers_have_the_owners_connection(
+    settings: Settings, vault: Vault
+) -> None:
+    said = await told_of_git(settings, vault)
+    assert (said.available, "sandhold connect github --owner ada" in said.reason) == (None, True)
+    stack_runs(settings, workers_vault=vault.shown)
+    said = await told_of_git(settings, vault)
+    assert (said.available, "public repositories" in said.reason) == (False, True)
+    api = "https://api.github.com"
+    details = {"kind": "token", "account": "octocat"}
+    await vault.put_connection("ada", "github", SecretStr("ghp_1"), replaces=0, api_url=api, details=details)
+    said = await told_of_git(settings, vault)
+    assert (said.available, said.connection, said.reason) == (True, "own", f"the GitHub token of octocat, at {api}")
+    await vault.note_failure("ada", "github", 1, "authentication_failed")
+    said = await told_of_git(settings, vault)
+    assert (said.available, "does not take it" in said.reason) == (False, True)
+
+
+async def test_that_the_workers_have_the_app_is_known_once_they_have_used_it(settings: Settings, vault: Vault) -> None:
+    stack_runs(settings, workers_vault=vault.shown)
+    details = {"kind": "app", "account": "acme"}
+    secret = SecretStr("installation/42")
+    await vault.put_connection("ada", "github", secret, replaces=0, api_url="https://api.github.com", details=details)
+    assert (await told_of_git(settings, vault)).available is None
+    await vault.note_use("ada", "github")
+    said = await told_of_git(settings, vault)
+    assert (said.available, said.reason) == (True, "the GitHub App of acme, at https://api.github.com")
+
+
 async def test_to_show_a_session_makes_no_vault(stack: Stack, tmp_path: Path) -> None:
     session = await stack.open()
     env = {**environment_of(stack, tmp_path), "SANDHOLD_DATABASE_URL": f"sqlite:///{tmp_path}/none.db"}
     shown = await sandhold("session", "show", session.session_id, "--json", env=env)
-    [capability] = shown.document["capabilities"]
-    assert (capability["available"], "there is no vault" in capability["reason"]) == (None, True)
+    for capability in shown.document["capabilities"]:
+        assert (capability["available"], "there is no vault" in capability["reason"]) == (None, True)
+    assert [each["name"] for each in shown.document["capabilities"]] == ["sandboxes", "git"]
     assert not (tmp_path / "none.db").exists()

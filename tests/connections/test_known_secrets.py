@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sandhold.contracts.errors import ErrorCode
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.sessions import SessionRecord, SessionStart
 from sandhold.contracts.steps import SandboxRef
+from sandhold.github.connection import secret_of_installation
 from sandhold.security import open_key_ring
 from sandhold.security.process_secrets import redact_for_log
 from sandhold.settings import Settings
@@ -127,3 +129,45 @@ async def test_secrets_that_no_environment_holds_are_refused(
             await secrets.environment(REF, wanted)
         assert (refused.value.type, refused.value.non_retryable) == (code, True)
         assert "xxx" not in str(refused.value)
+
+
+def git_token_of(session_id: str, run_id: str, **other: object) -> dict[str, object]:
+    return {
+        "owner": "ada",
+        "session_id": session_id,
+        "run_id": run_id,
+        "sandbox_id": "box",
+        "generation": 1,
+        "purpose": "helper",
+        "api_url": "https://api.github.com",
+        "expires_at": datetime.now(UTC) + timedelta(hours=1),
+        **other,
+    }
+
+
+async def test_tokens_that_git_has_in_the_session_are_known_as_they_are_and_as_git_sends_them(
+    secrets: SessionSecrets, vault: Vault, settings: Settings
+) -> None:
+    first, second, others = (f"ghs_{letter * 36}" for letter in "abc")
+    await vault.set_secret("mine", "run-of-mine", "GIT_TOKEN", SecretStr("of the user's own"))
+    stored = await vault.put_git_token(SecretStr(first), **git_token_of("mine", "run-of-mine"))  # type: ignore[arg-type]
+    await vault.put_git_token(SecretStr(second), **git_token_of("mine", "run-of-mine"))  # type: ignore[arg-type]
+    await vault.put_git_token(SecretStr(others), **git_token_of("other", "run-of-other"))  # type: ignore[arg-type]
+    known = await secrets.of("mine", "ada")
+    assert known["GIT_TOKEN"] == "of the user's own"
+    assert {first, second} < set(known.values())
+    assert others not in known.values()
+    assert base64.b64encode(f"x-access-token:{first}".encode()).decode() in known.values()
+    line = redact_for_log(f"git said {first}")
+    assert first not in line
+    await vault.delete_git_token(stored.id)
+    assert first not in (await secrets.of("mine", "ada")).values()
+
+
+async def test_the_number_of_an_installation_is_no_secret_and_a_stored_token_is_one(
+    secrets: SessionSecrets, vault: Vault
+) -> None:
+    await vault.put_connection("ada", "github", secret_of_installation(12345678), replaces=0)
+    assert "github-connection" not in await secrets.of("mine", "ada")
+    await vault.put_connection("ada", "github", SecretStr("ghp_of-ada"), replaces=1)
+    assert (await secrets.of("mine", "ada"))["github-connection"] == "ghp_of-ada"

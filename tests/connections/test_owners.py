@@ -238,7 +238,7 @@ async def test_a_key_that_stops_working_is_told_marked_and_replaced_while_the_se
         assert f"sandhold connect daytona --owner {owner}" in (failed.error.hint or "")
         marked = await row_of(stack, owner)
         assert marked.last_failure == "connection_required"
-        [capability] = await capabilities_of(stack.settings, stack.vault, owner)
+        [capability, _git] = await capabilities_of(stack.settings, stack.vault, owner)
         assert (capability.available, capability.connection) == (False, "own")
         refused = await session.call("daytona_create_sandbox", {"sandbox_id": "other"})
         assert refused.error is not None

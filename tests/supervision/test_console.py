@@ -96,7 +96,7 @@ async def test_summaries_are_shown_and_what_an_operator_sends_is_understood(dev:
 
 async def test_what_a_session_can_use_is_told_as_the_stack_gave_it_to_its_workers(dev: Dev, session: Session) -> None:
     shown = await sandhold("session", "show", session.session_id, "--json", env=_environment(dev))
-    [capability] = shown.document["capabilities"]
+    [capability, _git] = shown.document["capabilities"]
     assert (capability["available"], capability["connection"]) == (True, "deployment")
     assert dev.stack()["daytona_api_url"] in capability["reason"]
 

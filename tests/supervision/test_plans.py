@@ -19,6 +19,7 @@ SECRETS = {
     "SANDHOLD_DATABASE_URL": "sqlite:////nowhere/vault.db",
     "SANDHOLD_LOCAL_DAYTONA_API_KEY": "a-key-of-the-local-provider",
     "DAYTONA_API_KEY": "a-key-of-the-provider",
+    "SANDHOLD_GITHUB_APP_PRIVATE_KEY": "-----BEGIN a key of the app-----",
     "AWS_SECRET_ACCESS_KEY": "a-key-of-the-store",
     "AWS_SESSION_TOKEN": "a-session-of-the-store",
     "PGPASSWORD": "a-password-of-the-database",

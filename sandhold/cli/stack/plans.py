@@ -131,6 +131,7 @@ def worker_plan(number: int, settings: Settings, *, local_provider: bool, named_
     env = dict(os.environ)
     env["SANDHOLD_DATA_DIR"] = str(settings.data_dir)
     env |= key_ring_for_parts(settings)
+    env |= github_files_for_parts(settings)
     env["SANDHOLD_TEMPORAL_ADDRESS"] = settings.temporal_address or ""
     if settings.daytona_api_key is not None:
         env["SANDHOLD_DAYTONA_API_KEY"] = settings.daytona_api_key.get_secret_value()
@@ -180,6 +181,17 @@ def key_ring_for_parts(settings: Settings) -> dict[str, str]:
     if settings.keyring_provider is not None:
         return {"SANDHOLD_KEYRING": "", "SANDHOLD_KEYRING_PROVIDER": settings.keyring_provider}
     return {"SANDHOLD_KEYRING": settings.key_ring_document or str(settings.key_ring_file.absolute())}
+
+
+def github_files_for_parts(settings: Settings) -> dict[str, str]:
+    """The variables that name files of the GitHub connection to a part, which runs in another folder."""
+    env = {}
+    if settings.github_ca_file is not None:
+        env["SANDHOLD_GITHUB_CA_FILE"] = str(settings.github_ca_file.expanduser().absolute())
+    if settings.github_app_private_key is not None and not settings.github_app_key_is_inline:
+        file = Path(settings.github_app_private_key.get_secret_value()).expanduser()
+        env["SANDHOLD_GITHUB_APP_PRIVATE_KEY"] = str(file.absolute())
+    return env
 
 
 def vault_location(settings: Settings) -> str:
