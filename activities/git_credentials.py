@@ -127,9 +127,9 @@ class GitCredentialsActivities:
 
     async def _credential(self, step: InstallGitCredentialsStep) -> _Credential:
         connection = await self._github.connection(step.ref.owner)
-        if connection is not None and connection.version == step.version and (young := await self._young(step.ref)):
+        if connection is not None and (young := await self._young(step, connection)):
             token, expires_at, renew_at = young
-            return _Credential(self._delivery(connection, USERNAME, token), expires_at, renew_at, connection.version)
+            return _Credential(self._delivery(connection, token), expires_at, renew_at, connection.version)
         access = await self._github.access(step.ref.owner, None, WRITE)
         if access is None:
             raise as_application_error(_not_connected(step.ref.owner))
@@ -142,18 +142,25 @@ class GitCredentialsActivities:
         )
         return _Credential(delivery, access.expires_at, renew_at, access.version)
 
-    async def _young(self, ref: SandboxRef) -> tuple[SecretStr, datetime, datetime] | None:
-        """The latest token with its end and the middle of its life, while that is ahead."""
-        tokens = await self._tokens.of(ref)
+    async def _young(
+        self, step: InstallGitCredentialsStep, connection: GitHubConnection
+    ) -> tuple[SecretStr, datetime, datetime] | None:
+        """The token in place, or of an earlier attempt, with its end and the middle of its life, while that is ahead."""
+        info = activity.info()
+        if connection.version != step.version and info.attempt == 1:
+            return None
+        tokens = await self._tokens.of(step.ref)
         if not tokens:
             return None
         latest = tokens[-1]
+        if connection.version != step.version and latest.created_at < info.scheduled_time:
+            return None
         middle = latest.created_at + (latest.expires_at - latest.created_at) / 2
         return (latest.token, latest.expires_at, middle) if datetime.now(UTC) < middle else None
 
-    def _delivery(self, connection: GitHubConnection, username: str, token: SecretStr) -> Delivery:
+    def _delivery(self, connection: GitHubConnection, token: SecretStr) -> Delivery:
         host = self._github.hosts(connection)[0]
-        return Delivery(host, username, token.get_secret_value(), connection.name or "", connection.email or "")
+        return Delivery(host, USERNAME, token.get_secret_value(), connection.name or "", connection.email or "")
 
     async def _ask(self, ref: SandboxRef, request: CredentialRequest) -> CredentialAnswer:
         within_s = min(ANSWERS_WITHIN_S, max(1.0, time_left_s()))

@@ -299,5 +299,3 @@ class GitCredentials:
             workflow.logger.warning("git's tokens were not revoked", extra={"error": error_of(failure).message})
             return
         kept.tokens = False
-        if not kept.wanted and not kept.in_place:
-            self._carried.git_credentials = None
