@@ -126,7 +126,7 @@ def activities_of(
     workspaces = WorkspaceActivities(access, storage)
     keeping = KeepingActivities(access, storage)
     filling = FillingActivities(access, storage, SessionOwners(client, all_storage, access.deployment))
-    retention = RetentionActivities(client, all_storage, access.deployment, vault)
+    retention = RetentionActivities(client, all_storage, access.deployment, vault, github=github)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,

@@ -145,7 +145,7 @@ class GitCredentialsActivities:
     async def _young(
         self, step: InstallGitCredentialsStep, connection: GitHubConnection
     ) -> tuple[SecretStr, datetime, datetime] | None:
-        """The token in place, or of an earlier attempt, with its end and the middle of its life, while that is ahead."""
+        """The token in place, or of an earlier attempt, with its end and its life's middle, while that is ahead."""
         info = activity.info()
         if connection.version != step.version and info.attempt == 1:
             return None
