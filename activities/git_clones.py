@@ -139,6 +139,8 @@ class GitCloneActivities:
             state = clone_state(order.nonce, response.result)
         except BrokenAnswer as error:
             raise torn(str(error)) from error
+        if state.asked and not own and (state.taken or state.refused):
+            await self._tokens.note_answer(step.ref.owner, refused=not state.taken)
         if state.found:
             log.error("a clone had left a credential behind", call_id=step.call_id, found=len(state.found))
         return state

@@ -70,6 +70,14 @@ class CloneTokens:
         connection = await self._github.connection(owner)
         return None if connection is None else connection.token
 
+    async def note_answer(self, owner: str, *, refused: bool) -> None:
+        """Note at the vault whether the server took the token that the owner has connected, where that is one."""
+        if await self.stored(owner) is None:
+            return
+        access = await self._github.access(owner, None, READ)
+        if access is not None:
+            await self._github.note_answer(owner, access, refused=refused)
+
     async def end(self, token: GitToken) -> None:
         """Revoke it and forget it. Raises GitHubFault and VaultError when that is not known to have been done."""
         if token.expires_at > datetime.now(UTC):

@@ -31,16 +31,25 @@ class GitClones:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._lifecycle: Lifecycle
-        self.finishing: set[str] = set()
-        """The calls whose clones are being finished."""
+        self._open: set[str] = set()
 
     def attach(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+
+    @property
+    def open(self) -> bool:
+        """Whether a clone has begun that is not finished."""
+        return bool(self._open)
+
+    def begins(self, call_id: str) -> None:
+        """A token may be minted for it from now on; `finished` has to follow."""
+        self._open.add(call_id)
 
     async def finished(self, call: Call, request: CallRequest, outcome: CallOutcome) -> CallOutcome:
         """The outcome of the call, by that of its command, or of what kept it from starting."""
         record = self._commands.get(call.call_id)
         if record is None and not call.sent:
+            self._open.discard(call.call_id)
             return outcome  # Nothing has begun.
         if record is not None and record.outcome is None:
             # Nobody knows whether it was started; the call does not wait for that.
@@ -55,7 +64,7 @@ class GitClones:
 
     async def _finish(self, request: CallRequest, record: CommandRecord | None) -> CallOutcome:
         """The outcome by the command's; an error when the clone was not finished in time."""
-        self.finishing.add(request.call_id)
+        self._open.add(request.call_id)
         step = FinishCloneStep(
             ref=self._lifecycle.ref(),
             call_id=request.call_id,
@@ -81,5 +90,5 @@ class GitClones:
             workflow.logger.warning("a clone was not finished", extra={"error": error.message})
             return CallOutcome(error=error)
         finally:
-            self.finishing.discard(request.call_id)
+            self._open.discard(request.call_id)
         return told

@@ -51,6 +51,7 @@ with workflow.unsafe.imports_passed_through():
 
 HISTORY_LIMIT_EVENTS = 1200
 """Beyond this the workflow continues as new: a cold worker replays so many events in 0.36 s (measured)."""
+CLONES_FINISHED_WITHIN_S = 60.0
 
 
 @workflow.defn(name=SANDBOX_WORKFLOW)
@@ -299,7 +300,8 @@ class Sandbox:
         else:
             await self._main_await(self._delete())
         self._calls.finish_all(self._last_outcome)
-        await self._main_until(self._calls.clones_finished)
+        # Their tokens are revoked. What takes longer than that is left to the clean-up.
+        await self._main_await(until(self._calls.clones_finished, timeout_s=CLONES_FINISHED_WITHIN_S))
         if self._kept.git_credentials is not None:
             await self._main_await(self._calls.credentials.end())
         await self._main_until(workflow.all_handlers_finished)
@@ -355,7 +357,7 @@ class Sandbox:
             except asyncio.CancelledError:
                 self._lifecycle.end("cancelled")
 
-    async def _main_await(self, work: Coroutine[object, object, None]) -> None:
+    async def _main_await(self, work: Coroutine[object, object, object]) -> None:
         task = asyncio.create_task(work)
         await self._main_until(task.done)
         task.result()

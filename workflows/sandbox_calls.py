@@ -100,7 +100,7 @@ class SandboxCalls:
 
     def clones_finished(self) -> bool:
         """Whether no clone has anything left to put away."""
-        return not self._clones.finishing
+        return not self._clones.open
 
     def resume(self) -> None:
         """Go on with the commands and calls that were running when the workflow continued as new.
@@ -315,6 +315,8 @@ class SandboxCalls:
             # No await since the check: a stop that begins now waits for this call.
             self._inside.add(call.call_id)
             call.sent = True
+            if tool is ToolName.GIT_CLONE:
+                self._clones.begins(call.call_id)
             try:
                 return await self._inside_started(call, request, tool)
             except ActivityError as failure:

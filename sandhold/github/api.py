@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 from pydantic import SecretStr
+from yarl import URL
 
 from sandhold.github.errors import GitHubUnavailable
 from sandhold.github.rate_limits import RateLimits, told_wait
@@ -49,21 +51,20 @@ class Api:
         """Raises SettingsError when the certificates cannot be read."""
         self.url = url
         self._tls = _tls(ca_file)
+        self._proxy, self._proxy_headers = _proxy_for(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._limits = RateLimits()
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(
-        self, method: str, path: str, token: str | SecretStr, *, body: object = None, scheme: str = "Bearer"
-    ) -> Answer:
+    async def ask(self, method: str, path: str, token: str | SecretStr, *, body: object = None) -> Answer:
         """Ask, and give what was answered. Raises RateLimited and GitHubUnavailable.
 
         While a rate limit lasts nothing is asked, whoever met it.
         """
         secret = token.get_secret_value() if isinstance(token, SecretStr) else token
         headers = {
-            "Authorization": f"{scheme} {secret}",
+            "Authorization": f"Bearer {secret}",
             "Accept": "application/vnd.github+json",
             "X-GitHub-Api-Version": API_VERSION,
             "User-Agent": "sandhold",
@@ -80,14 +81,22 @@ class Api:
 
     async def _asked(self, method: str, path: str, headers: dict[str, str], body: object) -> Answer:
         if self._session is None:
-            # No jar for cookies, no credentials of the machine's own, no proxy that the environment names.
-            connector = aiohttp.TCPConnector(ssl=self._tls, limit=AT_ONCE)
-            jar = aiohttp.DummyCookieJar()
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, timeout=self._timeout)
+            # Without `trust_env`: it would look for credentials in the machine's .netrc as well.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._tls, limit=AT_ONCE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=self._timeout,
+            )
         try:
             # A redirect would take the credential elsewhere.
             async with self._session.request(
-                method, self.url + path, headers=headers, json=body, allow_redirects=False
+                method,
+                self.url + path,
+                headers=headers,
+                json=body,
+                allow_redirects=False,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
             ) as response:
                 return Answer(response.status, _json(await _bounded(response)), response.headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -117,11 +126,27 @@ def _json(data: bytes) -> Any:
         return None
 
 
+def _proxy_for(url: str) -> tuple[URL | None, dict[str, str]]:
+    """The proxy that the environment names for this API, and headers for it alone: it sees no more than the host."""
+    proxies = getproxies_environment()
+    named = proxies.get("https") or proxies.get("all")
+    if not named or proxy_bypass(URL(url).host or ""):
+        return None, {}
+    try:
+        proxy = URL(named)
+        if proxy.user is None:
+            return proxy, {}
+        known = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+        return proxy.with_user(None), {"Proxy-Authorization": known}
+    except ValueError:
+        raise SettingsError("HTTPS_PROXY is no address of a proxy") from None
+
+
 def _tls(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if ca_file is not None:
         try:
-            context.load_verify_locations(cafile=ca_file)
+            context.load_verify_locations(cafile=ca_file.expanduser())
         except (OSError, ssl.SSLError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "it holds no certificates"
             raise SettingsError(f"SANDHOLD_GITHUB_CA_FILE: {ca_file} cannot be used: {reason}") from error

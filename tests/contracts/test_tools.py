@@ -59,6 +59,38 @@ GOOD: dict[ToolName, dict[str, Any]] = {
     ToolName.COMMAND: {**BOX, "action": "read", "call_id": "c", "stdout_offset": 1, "stderr_offset": 2, "wait_ms": 3},
 }
 BAD: list[tuple[ToolName, Any, str]] = [
+    *(
+        (ToolName.GIT_CLONE, {"sandbox_id": "box", "repo_url": "a/b", "branch": branch}, "branch")
+        for branch in (
+            "",
+            "-b",
+            "--upload-pack=x",
+            "a b",
+            "a\nb",
+            "a..b",
+            "a~1",
+            "a^",
+            "a:b",
+            "a?",
+            "a*",
+            "a[",
+            "a\\b",
+            "/a",
+            "a/",
+            "a//b",
+            ".a",
+            "a/.b",
+            "a.lock",
+            "a.lock/b",
+            "a@{1}",
+            "@",
+            "a.",
+            "\ud800",
+        )
+    ),
+    (ToolName.GIT_CLONE, {"sandbox_id": "box", "repo_url": "a/b", "path": "a\nb"}, "path"),
+    (ToolName.GIT_CLONE, {"sandbox_id": "box", "repo_url": "a/b", "depth": 0}, "depth"),
+    (ToolName.GIT_CLONE, {"sandbox_id": "box", "repo_url": ""}, "repo_url"),
     (ToolName.LIST_SANDBOXES, {"x": 1}, "x"),
     (ToolName.LIST_SANDBOXES, None, "valid"),
     (ToolName.LIST_SANDBOXES, [], "valid"),

@@ -61,6 +61,7 @@ class GitServer:
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a request hangs."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    """Requests that hang are answered with a 503 once it is set."""
 
     def reset(self) -> None:
         """As it was at first, but for the repositories."""
@@ -73,6 +74,7 @@ class GitServer:
         self.pausing = None
         self.holding_pushes = None
         self.reached.clear()
+        self.released.clear()
 
     def tokens_at(self, host: str) -> set[str]:
         """The credentials that were sent to a host."""

@@ -203,12 +203,16 @@ async def test_a_token_that_is_not_good_is_told_as_that(git: GitStack, kind: str
     if kind == "revoked":
         stored = git.book.store("acme")
         token, stored.revoked = stored.value, True
-    session = await git.session(await git.owner(token))
+    session_owner = await git.owner(token)
+    session = await git.session(session_owner)
     sandbox = await git.sandbox(session)
     error = await refused(session, sandbox, "acme/plain")
     assert error.code is ErrorCode.AUTHENTICATION_FAILED
     assert "connect GitHub again" in (error.hint or "")
     assert token not in str(error)
+    connection = await git.stack.vault.connection(session_owner, "github")
+    assert connection is not None
+    assert connection.last_failure == "authentication_failed"
 
 
 async def test_a_stored_token_clones_and_stays_good(git: GitStack) -> None:
@@ -342,7 +346,7 @@ async def test_a_redirect_within_the_host_is_followed_with_the_credential(
 
 async def test_twenty_clones_at_once_are_minted_within_the_limits(git: GitStack) -> None:
     session = await git.session()
-    sandboxes = await asyncio.gather(*(git.sandbox(session) for _ in range(2)))
+    sandboxes = await asyncio.gather(*(git.sandbox(session) for _ in range(4)))
     told = ({"Retry-After": "1"}, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"})
     git.api.answers.extend(Canned(403, headers) for headers in told)
     cloned = await asyncio.gather(

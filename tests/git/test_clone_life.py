@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -11,7 +12,8 @@ from sandhold.client import Session
 from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.contracts.git import GitCloneResult
-from sandhold.contracts.names import sandbox_workflow_id
+from sandhold.contracts.names import RENEW_SIGNAL, sandbox_workflow_id
+from sandhold.contracts.sandboxes import Renewal
 from tests.git.repositories import new_repository
 from tests.git.stacks import GITHUB, GitStack
 from tests.github.api_server import Canned
@@ -106,7 +108,54 @@ async def test_the_end_of_a_session_revokes_the_tokens_of_its_clones(git: GitSta
     await nothing_is_left(git, session)
 
 
-async def test_a_large_clone_is_followed_and_tells_its_progress(git: GitStack) -> None:
+async def test_what_a_killed_clone_had_written_is_removed(git: GitStack) -> None:
+    session = await git.session()
+    sandbox = await git.sandbox(session)
+    git.server.hanging.add("acme/plain")
+    await begin(session, sandbox, "killed")
+    await git.server.reached.wait()
+    assert "sandhold-clone" in await left(session, sandbox)
+    await session.command(sandbox, "killed").signal("KILL")
+    told = await ended(session, sandbox, "killed")
+    assert told.error is not None
+    assert told.error.code is ErrorCode.GIT_FAILED
+    assert await left(session, sandbox) == ""
+    await nothing_is_left(git, session)
+
+
+async def test_a_clone_goes_on_over_a_continue_as_new_of_its_sandbox(git: GitStack) -> None:
+    session = await git.session()
+    sandbox = await git.sandbox(session)
+    git.server.hanging.add("acme/plain")
+    await begin(session, sandbox, "renewed")
+    await git.server.reached.wait()
+    handle = git.stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, sandbox))
+    await handle.signal(RENEW_SIGNAL, Renewal(began_before=datetime.now(UTC)))
+    await eventually(lambda: git.stack.status(session, sandbox), lambda seen: seen.runs == 2, "a second run")
+    assert len(git.book.live) == 1
+    git.server.released.set()
+    told = await ended(session, sandbox, "renewed")
+    assert told.error is not None
+    assert told.error.code is ErrorCode.NETWORK_ERROR
+    await nothing_is_left(git, session)
+
+
+async def test_a_sandbox_that_is_lost_leaves_no_token_of_its_clone(git: GitStack) -> None:
+    session = await git.session()
+    sandbox = await git.sandbox(session)
+    git.server.hanging.add("acme/plain")
+    await begin(session, sandbox, "lost")
+    await git.server.reached.wait()
+    [found] = await git.stack.provider_sandboxes(session)
+    await found.delete(wait=True)
+    told = await ended(session, sandbox, "lost")
+    assert told.error is not None
+    assert told.error.code is ErrorCode.SANDBOX_LOST
+    await nothing_is_left(git, session)
+
+
+async def test_a_large_clone_is_followed_and_tells_its_progress(git: GitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("activities.commands.FIRST_WAIT_S", 1.0)
     name = "acme/large"
     if name not in git.commits:
         git.commits[name] = new_repository(git.root, name, large_bytes=LARGE_BYTES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import jwt
@@ -349,6 +351,59 @@ async def test_an_api_that_is_not_there_or_not_itself_fails_without_showing_what
     assert "Certificate" in str(failed.value)
     assert failed.value.__cause__ is None
     assert api.asked == []
+
+
+async def test_the_api_is_reached_by_the_proxy_of_the_environment_which_sees_its_host_alone(
+    settings: Settings, vault: Vault, api: GitHubApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = bytearray()
+    netrc = settings.data_dir / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password of-the-machine\n")
+    netrc.chmod(0o600)
+    async with tunnelling(seen) as proxy:
+        for name in ("NO_PROXY", "no_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:word@{proxy}")
+        monkeypatch.setenv("NETRC", str(netrc))
+        await install(vault, api)
+        github = GitHub(settings, vault)
+        access = await minted(github)
+        await github.close()
+    assert seen.startswith(f"CONNECT 127.0.0.1:{api.port} ".encode())
+    assert b"Proxy-Authorization: Basic " in seen
+    assert access.token.get_secret_value().encode() not in seen
+    assert b"Bearer" not in seen
+    assert all(each.authorization.startswith("Bearer ") for each in api.asked)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    github = GitHub(settings, vault)
+    await minted(github)
+    await github.close()
+
+
+@contextlib.asynccontextmanager
+async def tunnelling(seen: bytearray) -> AsyncIterator[str]:
+    """A proxy that makes tunnels; all that it can read of what is sent through them is in `seen`."""
+
+    async def pump(source: asyncio.StreamReader, to: asyncio.StreamWriter, note: bool) -> None:
+        while data := await source.read(65536):
+            if note:
+                seen.extend(data)
+            to.write(data)
+            await to.drain()
+        to.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        seen.extend(head)
+        host, _, port = head.split()[1].decode().partition(":")
+        there, onward = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.gather(pump(reader, onward, True), pump(there, writer, False))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
 
 
 async def test_a_rate_limit_is_waited_for_as_told_by_everybody(github: GitHub, vault: Vault, api: GitHubApi) -> None:

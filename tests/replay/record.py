@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from temporalio.client import Client
@@ -28,16 +29,16 @@ _STACK_TRACE = re.compile(r'"stackTrace": "(?:[^"\\]|\\.)*"')
 _STICKY = re.compile(r'("name": ")[^"]*:[0-9a-f]{32}"')
 
 
-async def record(release: str) -> None:
-    """Run every scenario once and write the history of each of its runs."""
+async def record(release: str, scenarios: Sequence[str]) -> None:
+    """Run each of the scenarios once and write the history of each of its runs."""
     with tempfile.TemporaryDirectory() as folder:
         async with (
             running_temporal() as temporal,
             running_local_daytona(Path(folder) / "daytona") as daytona,
             running_stack(temporal.client, daytona, Path(folder) / "data", task_queue="sandhold") as stack,
         ):
-            for name, scenario in SCENARIOS.items():
-                session = await scenario(stack)
+            for name in scenarios:
+                session = await SCENARIOS[name](stack)
                 await daytona.faults.clear()
                 await _write(temporal.client, release, name, session.session_id, _secrets(daytona.api_key))
 
@@ -68,10 +69,11 @@ async def _write(client: Client, release: str, scenario: str, session_id: str, s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("release", help="prefix of the files' names, for example v1")
-    release = parser.parse_args().release
-    if list(FOLDER.glob(f"{release}-*.json")):
-        parser.error(f"histories of {release} are recorded already; they stay as they are: choose another name")
-    asyncio.run(record(release))
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="not all scenarios")
+    given = parser.parse_args()
+    if any(list(FOLDER.glob(f"{given.release}-{name.replace('_', '-')}-*.json")) for name in given.only):
+        parser.error(f"histories of {given.release} are recorded already; they stay as they are: choose another name")
+    asyncio.run(record(given.release, given.only))
     write_fingerprints()
 
 
