@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from pydantic import SecretStr
 
 from activities.ended_git_tokens import EndedGitTokens
@@ -13,6 +14,15 @@ from sandhold.github import GitHub
 from tests.git.stacks import GitStack
 from tests.github.api_server import Canned
 from tests.github.tokens import Token
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(git: GitStack) -> None:
+    """By tests before."""
+    vault = git.stack.vault
+    for of in await vault.sessions_with_git_tokens():
+        for token in await vault.git_tokens(of.session_id, of.run_id):
+            await vault.delete_git_token(token.id)
 
 
 async def left_by(git: GitStack, session: Session, *, life_s: float = 3600.0) -> Token:
