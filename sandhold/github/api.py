@@ -83,7 +83,7 @@ class Api:
         if self._session is None:
             # Without `trust_env`: it would look for credentials in the machine's .netrc as well.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._tls, limit=AT_ONCE),
+                connector=aiohttp.TCPConnector(ssl=self._tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=self._timeout,
             )

@@ -315,7 +315,7 @@ async def test_an_installation_without_an_app_is_told(settings: Settings, vault:
     [
         Canned(500),
         Canned(503, {}, "<html>"),
-        Canned(302, {"Location": "https://evil.example/"}),
+        Canned(302, {"Location": "/elsewhere"}),
         Canned(201, {}, "{}"),
         Canned(201, {}, "not json"),
         Canned(201, {}, '{"token": ""}'),
