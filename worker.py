@@ -116,7 +116,7 @@ def activities_of(
     files = FileActivities(access, storage)
     redactors = Redactors(secrets)
     commands = CommandActivities(access, storage, redactors, secrets)
-    tokens = CloneTokens(github, vault, secrets.run_of)
+    tokens = CloneTokens(github, MintedTokens("clone", github, vault, secrets.run_of))
     clones = GitCloneActivities(access, storage, commands, redactors, github, tokens)
     credentials = GitCredentialsActivities(access, github, MintedTokens("helper", github, vault, secrets.run_of))
     command_io = CommandIoActivities(access, storage, redactors)
