@@ -99,9 +99,10 @@ class CommandActivities:
             )
 
         async def environment() -> tuple[Redactor, Mapping[str, str]]:
-            # Before the command: what cannot be shown is not run.
-            redactor = await self._redactors.of(step.ref, fresh=bool(step.secret_env))
-            return redactor, await self._secrets.environment(step.ref, step.secret_env)
+            # Both before the command: what cannot be shown is not run. To the second, what was replaced between the two
+            # is known as an earlier value.
+            variables = await self._secrets.environment(step.ref, step.secret_env)
+            return await self._redactors.of(step.ref, fresh=bool(step.secret_env)), variables
 
         return await self.start(step, order, environment)
 

@@ -28,6 +28,7 @@ _MOST_BLOCKS = EVERY_FORM_BYTES * 4 // 3 // _BLOCK + 1
 """Of a text in base64 that is searched block by block too."""
 _WRAPPED_AT = (76, 64)
 """Where `base64` and `openssl base64` break their lines."""
+_CONTROLS = re.compile(rb"(?:[\x00-\x1f\x7f]|\xc2[\x80-\x9f])+")
 _PERCENT = re.compile(r"%[0-9A-F]{2}")
 # What bash's `printf %q` and `set -x` leave as it is.
 _BARE = re.compile(r"([^A-Za-z0-9_@%+=:,./-])")
@@ -57,6 +58,8 @@ def _bytes(value: str | bytes) -> bytes:
 
 def _forms(value: bytes) -> Iterator[bytes]:
     yield value
+    # In one line, as errors quote a text of several.
+    yield _CONTROLS.sub(b" ", value)
     if b"\n" in value:
         lines = [line.strip() for line in value.splitlines()]
         yield b"\r\n".join(lines)

@@ -31,16 +31,25 @@ class Vault:
     def __init__(self) -> None:
         self.fault: VaultError | SecurityError | None = None
         self.environment_fault: Exception | None = None
+        self.replaced_between = False
+        self._values = ["first-value-of-it"]
 
     async def of(self, session_id: str, owner: str, *, fresh: bool = False) -> Mapping[str, str]:
         if self.fault is not None:
             raise self.fault
-        return {}
+        return {f"TOKEN-before-{age}" if age else "TOKEN": value for age, value in enumerate(self._read())}
 
     async def environment(self, ref: SandboxRef, names: Sequence[str]) -> dict[str, str]:
         if self.environment_fault is not None:
             raise self.environment_fault
-        return {}
+        return {"TOKEN": self._read()[0]}
+
+    def _read(self) -> list[str]:
+        """All values, the latest first; another process replaces it right after."""
+        values = self._values
+        if self.replaced_between:
+            self._values = ["second-value-of-it", *values]
+        return values
 
 
 @pytest.fixture
@@ -56,6 +65,12 @@ def commands(
     monkeypatch.setattr(commands.activities, "_redactors", Redactors(vault))
     monkeypatch.setattr(commands.activities, "_secrets", vault)
     return commands
+
+
+async def test_a_secret_that_is_replaced_while_a_command_gets_it_is_not_shown(commands: Commands, vault: Vault) -> None:
+    vault.replaced_between = True
+    result = await commands.run('echo "$TOKEN"', call_id=new_call_id())
+    assert result.stdout == "[redacted:TOKEN-before-1]\n"
 
 
 async def again(commands: Commands, script: str, call_id: str, attempt: int = 2) -> CommandProgress:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activities.faults import readable
 from sandhold.security.redaction import Redactor
 from sandhold.security.secret_forms import LONGEST_PART, SHORTEST_SECRET, forms_of, is_searchable
 
@@ -107,6 +108,11 @@ def test_a_value_of_several_lines_is_found_line_by_line_and_with_other_line_ends
     assert shown(value, value) == "[redacted:S]\n"
     assert shown(value, value.strip().replace("\n", "\r\n")) == "[redacted:S]"
     assert shown(value, "> line-number-1-of-the-secret\n> end") == "> [redacted:S]\n> end"
+
+
+def test_a_value_of_several_lines_is_found_in_one_line_as_errors_quote_it() -> None:
+    value = "user-4711\npw-hunter2xyz\x01\x02end"
+    assert shown(value, f"bad value {readable(value)} given") == "bad value [redacted:S] given"
 
 
 def test_a_short_value_is_not_searched() -> None:

@@ -163,12 +163,10 @@ def environment_of_servers() -> dict[str, str]:
 def environment_of_console(settings: Settings) -> dict[str, str]:
     """This environment for the console, which decrypts payloads: with the key ring and its own settings, no more.
 
-    A key service's ring may read credentials by names that other libraries have too; then it has those.
+    What a key service's ring reads nobody here knows; with one the console has all of it, as the workers have.
     """
-    with_service = settings.keyring_provider is not None
     return {
-        **environment_of_servers(),
-        **{name: value for name, value in os.environ.items() if with_service and name.startswith("AWS_")},
+        **(os.environ if settings.keyring_provider is not None else environment_of_servers()),
         **{name: os.environ[name] for name in _OF_THE_CONSOLE if name in os.environ},
         **key_ring_for_parts(settings),
         "SANDHOLD_DATA_DIR": str(settings.data_dir),
