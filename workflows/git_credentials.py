@@ -169,9 +169,11 @@ class GitCredentials:
             return None
         if self._lifecycle.state is SandboxState.STARTED:
             has_to = not self._hides if kept.wanted else kept.in_place or kept.tokens
-        else:
-            has_to = kept.tokens and self._lifecycle.state in _AT_REST
-        return (kept.due_at or _AT_ONCE) if has_to else None
+            return (kept.due_at or _AT_ONCE) if has_to else None
+        if not kept.tokens or self._lifecycle.state not in _AT_REST:
+            return None
+        # With a version nothing was revoked yet: it was stopped from outside.
+        return _AT_ONCE if kept.version is not None else kept.due_at or _AT_ONCE
 
     async def _do_what_is_due(self) -> None:
         async with self._alone():

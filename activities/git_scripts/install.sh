@@ -37,7 +37,8 @@ link_gh() {
 
 install() {
     own_folder "$ours" || { tell failed folder; return; }
-    is_latest || { tell late yes; return; }
+    is_late && { tell late yes; return; }
+    note_number || { rm -f -- "$ours/number.$$"; tell failed file; return; }
     folder=$ours place=disk
     is_memory && own_folder "$memory" && folder=$memory place=memory
     printf '%s\n' "$SANDHOLD_CREDENTIAL" >"$ours/credential.$$" &&

@@ -46,13 +46,15 @@ gh_is_ours() {
     esac
 }
 
-# Whether this change is the latest; it is from then on.
-is_latest() {
+is_late() {
     IFS= read -r last <"$ours/number"
     case $last in
     '' | *[!0-9]*) last=0 ;;
     esac
-    [ "$SANDHOLD_NUMBER" -ge "$last" ] || return
+    [ "$SANDHOLD_NUMBER" -lt "$last" ]
+}
+
+note_number() {
     printf '%s\n' "$SANDHOLD_NUMBER" >"$ours/number.$$" && mv -f -- "$ours/number.$$" "$ours/number"
 }
 

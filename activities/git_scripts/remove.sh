@@ -6,13 +6,15 @@
 # Answers `late yes` when nothing was done; else `removed yes`, or `failed WHY`.
 
 remove() {
-    own_folder "$ours" || { tell failed folder; return; }
-    is_latest || { tell late yes; return; }
-    remove_files hosts.yml
-    if [ -e "$memory/hosts.yml" ] || [ -e "$ours/hosts.yml" ]; then
-        tell failed file
-        return
+    # Neither a folder that is not ours any more nor a full disk keeps the file in place.
+    if own_folder "$ours"; then
+        is_late && { tell late yes; return; }
+        note_number || rm -f -- "$ours/number.$$"
     fi
+    remove_files hosts.yml
+    for folder in "$memory" "$ours"; do
+        [ ! -L "$folder" ] && [ -e "$folder/hosts.yml" ] && { tell failed file; return; }
+    done
     gh_is_ours && rm -f -- "$gh"
     if [ "$SANDHOLD_FOR_GOOD" = yes ] && command -v git >/dev/null; then
         configure --unset-all "$key" "$pattern"

@@ -175,6 +175,7 @@ def test_a_folder_that_leads_elsewhere_is_not_written_to(home: Home, tmp_path: P
 
     assert home.install() == CredentialAnswer(failed="folder")
     assert list(elsewhere.iterdir()) == []
+    assert home.ask(remove_request(2, "github.test", for_good=False)).done, "there is nothing of ours"
 
 
 def test_settings_that_are_locked_are_told(home: Home) -> None:

@@ -294,3 +294,13 @@ async def test_tokens_end_when_the_workflow_of_their_sandbox_is_closed_by_force(
     session, sandbox = await with_credentials(git)
     await git.stack.temporal.get_workflow_handle(sandbox_workflow_id(session.session_id, sandbox)).terminate("by hand")
     await no_token_lives(git, session)
+
+
+async def test_tokens_end_when_a_sandbox_is_found_to_have_been_stopped_by_others(git: GitStack) -> None:
+    session, sandbox = await with_credentials(git)
+    await session.start(sandbox, "sleep 1000", timeout=WITHIN_S)
+    [provided] = await git.stack.provider_sandboxes(session)
+    await provided.stop()
+    await no_token_lives(git, session)
+    assert (await git.stack.status(session, sandbox)).state == "stopped"
+    assert await reaches(session, sandbox), "it is started, and has another one"
