@@ -38,11 +38,13 @@ from activities.files import FileActivities
 from activities.filling import FillingActivities
 from activities.following import FollowingActivities
 from activities.git_clones import GitCloneActivities
+from activities.git_credentials import GitCredentialsActivities
 from activities.git_tokens import CloneTokens
 from activities.github_faults import GitHubFaults
 from activities.interruptions import InterruptionActivities
 from activities.keeping import KeepingActivities
 from activities.lifecycle import LifecycleActivities
+from activities.minted_tokens import MintedTokens
 from activities.outages import Outages
 from activities.provider import ProviderAccess
 from activities.redacted_errors import RedactedErrors
@@ -114,8 +116,9 @@ def activities_of(
     files = FileActivities(access, storage)
     redactors = Redactors(secrets)
     commands = CommandActivities(access, storage, redactors, secrets)
-    tokens = CloneTokens(github, vault, secrets.run_of)
+    tokens = CloneTokens(github, MintedTokens("clone", github, vault, secrets.run_of))
     clones = GitCloneActivities(access, storage, commands, redactors, github, tokens)
+    credentials = GitCredentialsActivities(access, github, MintedTokens("helper", github, vault, secrets.run_of))
     command_io = CommandIoActivities(access, storage, redactors)
     following = FollowingActivities(access, storage, redactors)
     interruptions = InterruptionActivities(storage, redactors)
@@ -123,7 +126,7 @@ def activities_of(
     workspaces = WorkspaceActivities(access, storage)
     keeping = KeepingActivities(access, storage)
     filling = FillingActivities(access, storage, SessionOwners(client, all_storage, access.deployment))
-    retention = RetentionActivities(client, all_storage, access.deployment, vault)
+    retention = RetentionActivities(client, all_storage, access.deployment, vault, github=github)
     return Activities(
         of_calls=[
             lifecycle.create_sandbox,
@@ -137,6 +140,9 @@ def activities_of(
             commands.stop_commands,
             clones.clone_repository,
             clones.finish_clone,
+            credentials.install_git_credentials,
+            credentials.remove_git_credentials,
+            credentials.revoke_git_tokens,
             command_io.read_output,
             command_io.write_input,
             command_io.signal_command,

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import structlog
 from pydantic import SecretStr
 
 from activities.github_faults import failure_of
-from sandhold.contracts.errors import ErrorCode, ToolFailure
+from activities.minted_tokens import MintedTokens
 from sandhold.contracts.steps import CallStep, SandboxRef
-from sandhold.github import READ, USERNAME, Access, GitHub, GitHubFault, RepositoryAddress, RepositoryNotGranted
-from sandhold.vault import GitToken, Vault
-
-log = structlog.get_logger("git")
+from sandhold.github import READ, USERNAME, GitHub, GitHubFault, RepositoryAddress, RepositoryNotGranted
+from sandhold.vault import GitToken
 
 ENDS_TOO_SOON = timedelta(minutes=5)
 """A token that has less left is not given to a clone that begins."""
-
-RunOf = Callable[[str], Awaitable[str | None]]
-"""The first run of a session; None when Temporal knows no such session."""
 
 
 class CloneTokens:
     """Every token that was minted for a clone is in the vault from before its delivery until it has ended."""
 
-    def __init__(self, github: GitHub, vault: Vault, run_of: RunOf) -> None:
+    def __init__(self, github: GitHub, minted: MintedTokens) -> None:
         self._github = github
-        self._vault = vault
-        self._run = run_of
+        self._minted = minted
 
     async def access(
         self, step: CallStep, address: RepositoryAddress, *, submodules: bool
@@ -42,8 +34,7 @@ class CloneTokens:
         the installation has. Another attempt of the same call gets the same token, while that lives. Raises GitHubFault
         (a refusal), ApplicationError to be repeated, VaultError and SecurityError.
         """
-        run_id = await self._run_of(step.ref)
-        for token in await self._live(step.ref, run_id, step.call_id):
+        for token in await self.of(step.ref, step.call_id):
             if token.expires_at - datetime.now(UTC) > ENDS_TOO_SOON and address.is_connected_host:
                 return USERNAME, token.token
         try:
@@ -58,12 +49,12 @@ class CloneTokens:
         if access is None:
             return None
         if access.minted:
-            await self._keep(step, run_id, access)
+            await self._minted.keep(step.ref, access, step.call_id)
         return access.username, access.token
 
     async def of(self, ref: SandboxRef, call_id: str) -> list[GitToken]:
         """The minted tokens of the clone that have not been ended."""
-        return await self._live(ref, await self._run_of(ref), call_id)
+        return [token for token in await self._minted.of(ref) if token.call_id == call_id]
 
     async def stored(self, owner: str) -> SecretStr | None:
         """The token that the owner has connected, where that is one."""
@@ -80,42 +71,7 @@ class CloneTokens:
 
     async def end(self, token: GitToken) -> None:
         """Revoke it and forget it. Raises GitHubFault and VaultError when that is not known to have been done."""
-        if token.expires_at > datetime.now(UTC):
-            await self._github.revoke(token)
-        await self._vault.delete_git_token(token.id)
-
-    async def _keep(self, step: CallStep, run_id: str, access: Access) -> None:
-        assert access.expires_at is not None
-        try:
-            await self._vault.put_git_token(
-                access.token,
-                owner=step.ref.owner,
-                session_id=step.ref.session_id,
-                run_id=run_id,
-                sandbox_id=step.ref.sandbox_id,
-                generation=step.ref.generation,
-                purpose="clone",
-                call_id=step.call_id,
-                api_url=access.api_url,
-                expires_at=access.expires_at,
-            )
-        except BaseException:
-            # Nobody else will know of it.
-            try:
-                await self._github.revoke(access)
-            except GitHubFault as fault:
-                log.error("a token that was not stored was not revoked", reason=str(fault), ends_at=access.expires_at)
-            raise
-
-    async def _live(self, ref: SandboxRef, run_id: str, call_id: str) -> list[GitToken]:
-        tokens = await self._vault.git_tokens(ref.session_id, run_id, ref.sandbox_id)
-        return [token for token in tokens if token.purpose == "clone" and token.call_id == call_id]
-
-    async def _run_of(self, ref: SandboxRef) -> str:
-        run_id = await self._run(ref.session_id)
-        if run_id is None:
-            raise ToolFailure(ErrorCode.INTERNAL, f"Temporal knows no session {ref.session_id}")
-        return run_id
+        await self._minted.end(token)
 
 
 def patterns_of(token: SecretStr, username: str = USERNAME) -> list[str]:

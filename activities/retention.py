@@ -17,12 +17,14 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.ended_git_tokens import EndedGitTokens
 from activities.ended_secrets import EndedSecrets, something_runs
 from activities.heartbeats import heartbeats
 from sandhold.contracts.base import Message
 from sandhold.contracts.names import Activity, session_workflow_id
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.storage import CleanStorageStep, StorageCleaned
+from sandhold.github import GitHub
 from sandhold.storage import SessionStorage
 from sandhold.storage.claims import Claims
 from sandhold.storage.errors import StorageDamaged, StorageOfAnother, StorageRefused
@@ -68,19 +70,22 @@ class RetentionActivities:
         vault: Vault,
         *,
         settled_after: timedelta = SETTLED_AFTER,
+        github: GitHub | None = None,
     ) -> None:
+        """Without `github` tokens of git are left to end by themselves."""
         self._client = client
         self._objects = storage.objects
         self._claims = Claims(storage.objects, partial(session_if_known, client))
         self._deployment = deployment
         self._settled_after = settled_after
         self._secrets = EndedSecrets(client, vault, deployment, settled_after)
+        self._git_tokens = None if github is None else EndedGitTokens(client, vault, github, deployment, settled_after)
 
     @activity.defn(name=Activity.CLEAN_STORAGE)
     async def clean_storage(self, step: CleanStorageStep) -> StorageCleaned:
         """Go over all sessions that storage holds something of, and remove what is due.
 
-        Secrets go with their sessions' ends: see `EndedSecrets`.
+        Secrets and tokens of git go with their sessions' ends: see `EndedSecrets` and `EndedGitTokens`.
 
         Safe to repeat, and with several at once. Raises when Temporal, the storage or the vault does not answer: what
         was not looked at stays. What of one session cannot be read, or is refused, stays for itself. Goes on where the
@@ -102,6 +107,9 @@ class RetentionActivities:
                 done.leftovers_removed += await self._objects.remove_unfinished(LEFTOVERS_AFTER_S)
             # Last: a vault that is away holds up no storage.
             done.secrets_removed += await self._secrets.remove(dry_run=step.dry_run)
+            if self._git_tokens is not None:
+                ended, done.git_tokens_left = await self._git_tokens.end(dry_run=step.dry_run)
+                done.git_tokens_ended += ended
         activity.logger.info("storage cleaned", extra=done.model_dump(exclude={"removed"}))
         return done
 

@@ -104,7 +104,9 @@ class Children:
             outcome = await child
         except ChildWorkflowError:
             del self._open[start.sandbox_id]
-            await self._delete_in_its_place(start.model_copy(update={"delete_only": True, "carried": None}))
+            await self._delete_in_its_place(
+                start.model_copy(update={"delete_only": True, "carried": None, "git_tokens": True})
+            )
             return
         del self._open[start.sandbox_id]
         self._ended(start, outcome)

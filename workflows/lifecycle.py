@@ -65,6 +65,9 @@ class Inside(Protocol):
     def go_on(self) -> None:
         """The stop failed: what has not ended by then runs on."""
 
+    async def started(self) -> None:
+        """The sandbox runs again, and nobody has been told so yet. Holds nobody up for long."""
+
 
 class Operation:
     """One change of state under way."""
@@ -272,6 +275,9 @@ class Lifecycle:
         else:
             if stops:
                 await self._inside.end_with_sandbox()
+            if change == "start":
+                self._note_found(found)
+                await self._inside.started()
             self._note_success(change, found)
         finally:
             self.operation = None

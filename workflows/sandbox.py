@@ -26,6 +26,7 @@ from workflows.waiting import close_run, reopen_run, seconds_until, until
 with workflow.unsafe.imports_passed_through():
     from sandhold.contracts.calls import CallEnvelope, CallOutcome, CallRequest
     from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure, as_application_error
+    from sandhold.contracts.git_credentials import GitCredentialsKept
     from sandhold.contracts.names import (
         CALL_UPDATE,
         COMMAND_QUERY,
@@ -87,6 +88,8 @@ class Sandbox:
         if start.delete_only:
             # What the closed run had asked of the provider is unknown.
             self._kept.create_requested_at = workflow.now()
+            if start.git_tokens:
+                self._kept.git_credentials = GitCredentialsKept(tokens=True)
             self._lifecycle.end(CLOSED_FROM_OUTSIDE)
         elif self._kept.runs == 0:
             self._create()
@@ -299,6 +302,8 @@ class Sandbox:
         self._calls.finish_all(self._last_outcome)
         # Their tokens are revoked. What takes longer than that is left to the clean-up.
         await self._main_await(until(self._calls.clones_finished, timeout_s=CLONES_FINISHED_WITHIN_S))
+        if self._kept.git_credentials is not None:
+            await self._main_await(self._calls.credentials.end())
         await self._main_until(workflow.all_handlers_finished)
         await close_run()
         self._tell_operators()

@@ -12,6 +12,7 @@ from workflows.command_calls import CommandCalls
 from workflows.commands import Commands
 from workflows.exec_calls import ExecCalls
 from workflows.git_clones import GitClones
+from workflows.git_credentials import GitCredentials
 from workflows.ledger import Call, Ledger, check_identity
 from workflows.lifecycle import DELETED_BY_CALL, Change, Lifecycle, failure_from
 from workflows.patches import Patch
@@ -51,6 +52,7 @@ _INSIDE = {
     ToolName.PUSH_FILES,
     ToolName.COMMAND,
     ToolName.GIT_CLONE,
+    ToolName.GIT_CREDENTIALS,
 }
 _CHANGES: dict[str, Change] = {"start": "start", "stop": "stop", "archive": "archive"}
 
@@ -72,6 +74,7 @@ class SandboxCalls:
         self.commands = Commands(start, kept, self._command_ended)
         self._exec_calls = ExecCalls(start, ledger, self.commands, self._inside, self._finish)
         self._clones = GitClones(self.commands)
+        self.credentials = GitCredentials(kept)
         self._command_calls = CommandCalls(self.commands, ledger, self._exec_calls.call_off)
         self._lifecycle: Lifecycle
 
@@ -81,6 +84,7 @@ class SandboxCalls:
         self.commands.attach(lifecycle)
         self._exec_calls.attach(lifecycle)
         self._clones.attach(lifecycle)
+        self.credentials.attach(lifecycle)
         self._command_calls.attach(lifecycle)
 
     @property
@@ -104,6 +108,7 @@ class SandboxCalls:
         Messages of the first workflow task are handled before: their calls have begun already.
         """
         self.commands.resume()
+        self.credentials.resume()
         for call in list(self._ledger.running()):
             if call.entry.request is None or call.entry.tool == ToolName.CREATE_SANDBOX:
                 continue
@@ -164,10 +169,16 @@ class SandboxCalls:
 
         Commands in the background get no grace: nobody waits for their end. A command that has not told its end when
         this returns has no outcome yet, as it may run: `end_with_sandbox` or `go_on` follows. All other calls have one.
+        Then git's credential is taken away.
         """
+        await self._quiesce_calls(grace_s)
+        await self.credentials.take_away()
+
+    async def _quiesce_calls(self, grace_s: float) -> None:
         if self._inside:
             await until(lambda: not self._inside, timeout_s=grace_s)
         self._transfers.cancel()
+        self.credentials.cancel()
         doomed = {record.place.call_id for record in self.commands.running()}
         doomed |= {call_id for call_id in self._inside if self._tool_of(call_id) in COMMAND_TOOLS}
         if doomed:
@@ -193,6 +204,10 @@ class SandboxCalls:
         self._outlasting = False
         await self.commands.interrupt_all()
         self._end_inside(lambda _: True)
+
+    async def started(self) -> None:
+        """The sandbox runs again: what belongs into it is put back."""
+        await self.credentials.put_back()
 
     def go_on(self) -> None:
         """The sandbox was not stopped: commands that could not be asked to end run on as if they never had been."""
@@ -329,9 +344,11 @@ class SandboxCalls:
         if tool in COMMAND_TOOLS:
             return await self._exec_calls.run(call, request)
         if tool is ToolName.DOWNLOAD_WORKSPACE:
-            transfer = self._transfers.begin_download(call, request, self._lifecycle.ref())
-            await self._promptly(call, transfer)
-            return transfer.result()
+            return await self._downloaded(call, request)
+        if tool is ToolName.GIT_CREDENTIALS:
+            installing = asyncio.ensure_future(self.credentials.install())
+            await self._promptly(call, installing)
+            return installing.result()
         if tool is ToolName.PUSH_FILES:
             transfer = self._transfers.begin_push(call, request, self._lifecycle.ref())
             await self._promptly(call, transfer)
@@ -344,6 +361,16 @@ class SandboxCalls:
             arguments_ref=request.arguments_ref,
         )
         return await step_in_two_tries(call, activity, step, CallOutcome)
+
+    async def _downloaded(self, call: Call, request: CallRequest) -> CallOutcome:
+        with self.credentials.hidden():
+            if self.credentials.in_place:
+                await self._promptly(call, self.credentials.remove())
+            transfer = self._transfers.begin_download(call, request, self._lifecycle.ref())
+            await self._promptly(call, transfer)
+        if self.credentials.wanted:
+            await self._promptly(call, self.credentials.put_back())
+        return transfer.result()
 
     async def _promptly(self, call: Call, waiting: Awaitable[object]) -> None:
         """Await `waiting`; when it takes too long for the answer, answer `running` and go on waiting."""
@@ -366,6 +393,8 @@ class SandboxCalls:
             return self.managed("delete")
         if asked.action == "start" and lifecycle.operation is None and lifecycle.state is SandboxState.STARTED:
             await self._promptly(call, lifecycle.look_started())
+            if self.credentials.wanted:
+                await self._promptly(call, self.credentials.put_back())
             return self.managed("start")
         if lifecycle.state in {SandboxState.CREATING, SandboxState.STARTING}:
             await self._promptly(call, lifecycle.ensure_started())

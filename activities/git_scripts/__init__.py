@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """The program without its comments, which would only travel."""
     lines = (Path(__file__).parent / f"{name}.sh").read_text().splitlines()
     return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
-CLONE, CHECK, _HELPER = _program("clone"), _program("check"), _program("helper")
+CLONE, CHECK, _HELPER = program("clone"), program("check"), program("helper")
 
 PATH_OCCUPIED, NO_GIT, OLD_GIT, NO_PLACE = 80, 81, 82, 83
 """Exit codes of CLONE beside git's own."""

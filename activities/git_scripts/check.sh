@@ -72,6 +72,10 @@ check_config() {
 # Takes the lines with the credential out of the files given.
 remove_from() {
     holding "$@" | while IFS= read -r file; do
+        # The credential that daytona_git_credentials has put in place may be the very same.
+        case $(readlink -- "$file") in
+        /dev/shm/sandhold-git-*/hosts.yml | "$home/.sandhold/git/hosts.yml") continue ;;
+        esac
         [ "$SANDHOLD_OWN" = yes ] || [ "$file" -nt "$state/clone" ] || continue
         tell found "file $file"
         left=$(printf '%s\n' "$patterns" | grep -vaF -f - -- "$file")

@@ -75,6 +75,8 @@ def _told(cleaned: StorageCleaned) -> str:
         lines.append(f"  and {cleaned.sessions_removed - len(cleaned.removed)} more")
     if cleaned.secrets_removed:
         lines.append(f"  {cleaned.secrets_removed} secrets of ended sessions")
+    if cleaned.git_tokens_ended:
+        lines.append(f"  {cleaned.git_tokens_ended} tokens of git")
     kept = f"kept: {cleaned.kept_open} that run, {cleaned.kept_for_now} for now"
     if cleaned.kept_undecided:
         kept += f", {cleaned.kept_undecided} of which nobody here knows whether they have ended"

@@ -24,6 +24,7 @@ from sandhold.contracts.calls import CallEnvelope
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import Size
 from sandhold.contracts.git import GitCloneResult
+from sandhold.contracts.git_credentials import GitCredentialsResult
 from sandhold.contracts.names import STATUS_QUERY, SUBMIT_SIGNAL, ToolName, sandbox_workflow_id, session_workflow_id
 from sandhold.contracts.sandboxes import SandboxState, SandboxStatus, ShownSandbox
 from sandhold.contracts.sessions import EndAnswer, SessionOutcome, SessionStatus, listed, shown_sandboxes
@@ -228,6 +229,13 @@ class Session:
     async def resolve(self, envelope: CallEnvelope) -> CallEnvelope:
         """The envelope with its result instead of a reference to it."""
         return await self._calls.resolved(envelope)
+
+    async def git_credentials(
+        self, sandbox_id: str, *, call_id: str | None = None, timeout: float | None = None
+    ) -> GitCredentialsResult:
+        """Let git in the sandbox reach the owner's GitHub over https, for as long as the sandbox runs."""
+        arguments = _given(sandbox_id=sandbox_id)
+        return await self._typed(ToolName.GIT_CREDENTIALS, arguments, GitCredentialsResult, call_id, timeout)
 
     async def read_file(
         self,

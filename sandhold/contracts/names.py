@@ -75,6 +75,7 @@ class ToolName(StrEnum):
     MANAGE_SANDBOX = "daytona_manage_sandbox"
     COMMAND = "daytona_command"
     GIT_CLONE = "daytona_git_clone"
+    GIT_CREDENTIALS = "daytona_git_credentials"
     PUSH_FILES = "sandhold_push_files"
 
 
@@ -101,6 +102,9 @@ class Activity(StrEnum):
     RUN_COMMAND = "run_command"
     CLONE_REPOSITORY = "clone_repository"
     FINISH_CLONE = "finish_clone"
+    INSTALL_GIT_CREDENTIALS = "install_git_credentials"
+    REMOVE_GIT_CREDENTIALS = "remove_git_credentials"
+    REVOKE_GIT_TOKENS = "revoke_git_tokens"
     FOLLOW_COMMANDS = "follow_commands"
     STOP_COMMANDS = "stop_commands"
     READ_OUTPUT = "read_output"

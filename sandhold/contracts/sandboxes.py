@@ -13,6 +13,7 @@ from sandhold.contracts.calls import CallOutcome, CallRequest
 from sandhold.contracts.commands import CommandRow
 from sandhold.contracts.errors import ToolError
 from sandhold.contracts.fields import CommandStatus
+from sandhold.contracts.git_credentials import GitCredentialsKept
 from sandhold.contracts.policy import Policy
 from sandhold.contracts.steps import CommandPlace
 from sandhold.contracts.tools import CreateSandboxArguments, OutputFiles, SandboxRow
@@ -89,6 +90,8 @@ class SandboxStart(Message):
     """The call that asked for the sandbox; its result is read by the query `result`."""
     delete_only: bool = False
     """True when an earlier run closed without confirming the deletion: delete, do nothing else."""
+    git_tokens: bool = False
+    """With `delete_only`: whether git in the sandbox may have tokens that the earlier run would have ended."""
     carried: SandboxCarried | None = None
     """State of the run before, after a continue-as-new."""
 
@@ -115,6 +118,8 @@ class SandboxCarried(Message):
     ledger: list[LedgerEntry] = Field(default_factory=list)
     commands: list[CommandRecord] = Field(default_factory=list)
     commands_started: int = 0
+    git_credentials: GitCredentialsKept | None = None
+    """Of git in the sandbox; None until they are first asked for."""
     runs: int = 1
 
 

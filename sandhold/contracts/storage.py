@@ -71,5 +71,9 @@ class StorageCleaned(Message):
     """Files that writers left unfinished in a local folder when they were killed."""
     secrets_removed: int = 0
     """Secrets of sessions that have ended."""
+    git_tokens_ended: int = 0
+    """Tokens of git that were revoked for sessions that have ended, or had expired."""
+    git_tokens_left: int = 0
+    """Those that could not be revoked; they end by themselves within the hour."""
     removed: list[str] = Field(default_factory=list)
     """The ids of the first of the removed sessions."""

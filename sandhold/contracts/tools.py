@@ -19,6 +19,7 @@ from sandhold.contracts.commands import CommandArguments, CommandResult
 from sandhold.contracts.errors import ErrorCode, ToolError, ToolFailure
 from sandhold.contracts.fields import CommandStatus, SandboxId, SandboxPath, Size, Text
 from sandhold.contracts.git import GitCloneArguments, GitCloneResult
+from sandhold.contracts.git_credentials import GitCredentialsArguments, GitCredentialsResult
 from sandhold.contracts.names import MODEL_TOOLS, WORKSPACE_PATH, ToolName
 from sandhold.contracts.secrets import SECRET_NAME_PATTERN, why_no_secret_variable
 from sandhold.contracts.transfers import (
@@ -297,6 +298,7 @@ ToolArguments = (
     | ManageSandboxArguments
     | CommandArguments
     | GitCloneArguments
+    | GitCredentialsArguments
     | PushFilesArguments
 )
 
@@ -310,6 +312,7 @@ ARGUMENTS: dict[ToolName, type[ToolArguments]] = {
     ToolName.MANAGE_SANDBOX: ManageSandboxArguments,
     ToolName.COMMAND: CommandArguments,
     ToolName.GIT_CLONE: GitCloneArguments,
+    ToolName.GIT_CREDENTIALS: GitCredentialsArguments,
     ToolName.PUSH_FILES: PushFilesArguments,
 }
 
@@ -323,6 +326,7 @@ RESULTS: dict[ToolName, type[Message]] = {
     ToolName.MANAGE_SANDBOX: ManageSandboxResult,
     ToolName.COMMAND: CommandResult,
     ToolName.GIT_CLONE: GitCloneResult,
+    ToolName.GIT_CREDENTIALS: GitCredentialsResult,
     ToolName.PUSH_FILES: PushFilesResult,
 }
 

@@ -24,6 +24,7 @@ from sandhold.contracts.tools import (
 
 BOX = {"sandbox_id": "box"}
 GOOD: dict[ToolName, dict[str, Any]] = {
+    ToolName.GIT_CREDENTIALS: {"sandbox_id": "box"},
     ToolName.GIT_CLONE: {
         "sandbox_id": "box",
         "repo_url": "owner/repo",

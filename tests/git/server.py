@@ -55,6 +55,8 @@ class GitServer:
     """Before each piece of a pack, in either direction."""
     pausing: asyncio.Event | None = None
     """Until it is set, packs stop in their middle."""
+    holding_pushes: asyncio.Event | None = None
+    """Until it is set, packs that are pushed are taken, and nothing is done with them."""
     asked: list[Asked] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a request hangs."""
@@ -70,6 +72,7 @@ class GitServer:
         self.asked.clear()
         self.pause_s = 0.0
         self.pausing = None
+        self.holding_pushes = None
         self.reached.clear()
         self.released.clear()
 
@@ -138,6 +141,9 @@ class GitServer:
             while piece := await request.content.read(_PIECE_BYTES):
                 if self.pause_s:
                     await asyncio.sleep(self.pause_s)
+                if self.holding_pushes is not None and b"PACK" in piece:
+                    self.reached.set()
+                    await self.holding_pushes.wait()
                 backend.stdin.write(piece)
                 await backend.stdin.drain()
             backend.stdin.close()
