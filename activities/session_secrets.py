@@ -59,7 +59,6 @@ class SessionSecrets:
                     known[f"{provider}-connection"] = record.secret.get_secret_value()
                     register_secret_in_use(f"{provider}-connection", record.secret.get_secret_value())
         values = await self._values(session_id, fresh=fresh)
-        await logs_ready()
         known.update({name: value.get_secret_value() for name, value in values.usable.items()})
         ages = Counter[str]()
         # A command that runs on may still print what has been replaced since.
@@ -69,7 +68,9 @@ class SessionSecrets:
                 ages[name] += 1
                 known[f"{name}-before-{ages[name]}"] = value
         names = _free_names(SHOWN_FOR_GIT, known)
-        for token in await self._git_tokens(session_id, fresh=fresh):
+        tokens = await self._git_tokens(session_id, fresh=fresh)
+        await logs_ready()
+        for token in tokens:
             shown = next(names)
             known[shown] = token
             # As git sends it; the token's own forms leave the beginning of this.

@@ -17,7 +17,7 @@ from sandhold.github.connection import GitHubConnection, connection_of
 from sandhold.github.errors import GitHubRefused, GitHubUnavailable, RepositoryNotGranted
 from sandhold.github.places import api_url_of, host_of
 from sandhold.security import SecurityError
-from sandhold.security.process_secrets import register_secret_in_use
+from sandhold.security.process_secrets import logs_ready, register_secret_in_use
 from sandhold.settings import Settings
 from sandhold.vault import GitToken, Vault, VaultCache, VaultError
 
@@ -88,6 +88,7 @@ class GitHub:
             return None
         if connection.token is not None:
             register_secret_in_use("github-connection", connection.token.get_secret_value())
+            await logs_ready()
         return connection
 
     async def access(
@@ -194,6 +195,7 @@ class GitHub:
         if not isinstance(token, str) or not token:
             raise GitHubUnavailable("GitHub answered without a token")
         register_secret_in_use("GIT_TOKEN", token)
+        await logs_ready()
         access = Access(
             token=SecretStr(token),
             username=USERNAME,
