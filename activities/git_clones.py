@@ -38,7 +38,7 @@ from sandhold.contracts.git import FinishCloneStep, GitCloneArguments, GitCloneR
 from sandhold.contracts.names import WORKSPACE_PATH, Activity, ToolName, call_folder
 from sandhold.contracts.steps import CommandProgress, CommandStep, SandboxRef
 from sandhold.contracts.tools import ExecResult
-from sandhold.github import GitHub, GitHubFault, RepositoryAddress
+from sandhold.github import USERNAME, GitHub, GitHubFault, RepositoryAddress
 from sandhold.security.redaction import Redactor
 from sandhold.storage import SessionStorage
 from sandhold.vault import GitToken, VaultError
@@ -120,9 +120,9 @@ class GitCloneActivities:
 
     async def _looked_at(self, step: FinishCloneStep, minted: list[GitToken]) -> CloneState | None:
         """What is left of the clone in the sandbox; None when that does not run any more."""
-        own, stored = [token.token for token in minted], await self._tokens.stored(step.ref.owner)
-        secrets: list[SecretStr] = own or ([stored] if stored is not None else [])
-        patterns = [pattern for secret in secrets for pattern in patterns_of(secret)]
+        own, stored = [(USERNAME, token.token) for token in minted], await self._tokens.stored(step.ref.owner)
+        secrets = own or ([stored] if stored is not None else [])
+        patterns = [pattern for username, secret in secrets for pattern in patterns_of(secret, username)]
         order = check_request(call_folder(step.call_id), patterns, own=bool(own))
         within_s = min(CHECK_WITHIN_S, max(1.0, time_left_s()))
         try:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 import structlog
 from pydantic import SecretStr
@@ -26,7 +23,7 @@ from activities.git_scripts.credentials import (
 )
 from activities.heartbeats import heartbeats
 from activities.launcher.access import torn
-from activities.minted_tokens import MintedTokens
+from activities.minted_tokens import MintedTokens, to_its_end
 from activities.provider import ProviderAccess
 from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
 from sandhold.contracts.git_credentials import (
@@ -50,7 +47,6 @@ LOOKED_AT_EVERY = timedelta(hours=1)
 _NO_GIT = "There is no git in the sandbox yet; install it, and call this tool again."
 _LOCKED = "Git's settings in the sandbox could not be changed (~/.gitconfig is locked or not writable): mend that, and \
 call this tool again."
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class GitCredentialsActivities:
         """
         async with heartbeats():
             # A cancellation waits: nobody may look for tokens while one is on its way into the vault.
-            credential = await _to_its_end(self._credential(step))
+            credential = await to_its_end(self._credential(step))
             answer = await self._ask(step.ref, install_request(step.number, credential.delivery))
             if answer.late:
                 raise as_application_error(ToolError(code=ErrorCode.CANCELLED, message="a later change was made"))
@@ -174,18 +170,6 @@ class GitCredentialsActivities:
             return credential_answer(request.nonce, response.result)
         except BrokenAnswer as error:
             raise torn(str(error)) from error
-
-
-async def _to_its_end(work: Awaitable[T]) -> T:
-    """What `work` comes to. A cancellation meanwhile is raised when that has ended."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
-        raise
 
 
 def _not_connected(owner: str) -> ToolError:

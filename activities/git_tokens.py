@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import SecretStr
 
 from activities.github_faults import failure_of
-from activities.minted_tokens import MintedTokens
+from activities.minted_tokens import MintedTokens, to_its_end
 from sandhold.contracts.steps import CallStep, SandboxRef
 from sandhold.github import READ, USERNAME, GitHub, GitHubFault, RepositoryAddress, RepositoryNotGranted
 from sandhold.vault import GitToken
@@ -32,8 +32,14 @@ class CloneTokens:
 
         One that is minted is for the repository alone; with `submodules`, whose names are not known yet, for all that
         the installation has. Another attempt of the same call gets the same token, while that lives. Raises GitHubFault
-        (a refusal), ApplicationError to be repeated, VaultError and SecurityError.
+        (a refusal), ApplicationError to be repeated, VaultError and SecurityError. A cancellation waits until what is
+        minted is in the vault.
         """
+        return await to_its_end(self._access(step, address, submodules=submodules))
+
+    async def _access(
+        self, step: CallStep, address: RepositoryAddress, *, submodules: bool
+    ) -> tuple[str, SecretStr] | None:
         for token in await self.of(step.ref, step.call_id):
             if token.expires_at - datetime.now(UTC) > ENDS_TOO_SOON and address.is_connected_host:
                 return USERNAME, token.token
@@ -56,10 +62,12 @@ class CloneTokens:
         """The minted tokens of the clone that have not been ended."""
         return [token for token in await self._minted.of(ref) if token.call_id == call_id]
 
-    async def stored(self, owner: str) -> SecretStr | None:
-        """The token that the owner has connected, where that is one."""
+    async def stored(self, owner: str) -> tuple[str, SecretStr] | None:
+        """User name and token that the owner has connected, where that is a token."""
         connection = await self._github.connection(owner)
-        return None if connection is None else connection.token
+        if connection is None or connection.token is None:
+            return None
+        return connection.account or USERNAME, connection.token
 
     async def note_answer(self, owner: str, *, refused: bool) -> None:
         """Note at the vault whether the server took the token that the owner has connected, where that is one."""

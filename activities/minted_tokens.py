@@ -5,8 +5,10 @@ So whoever comes after a worker that died knows of them, and ends them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import structlog
 
@@ -17,6 +19,7 @@ from sandhold.vault import GitToken, GitTokenPurpose, Vault
 
 log = structlog.get_logger("git")
 
+T = TypeVar("T")
 RunOf = Callable[[str], Awaitable[str | None]]
 """The first run of a session; None when Temporal knows no such session."""
 
@@ -71,3 +74,15 @@ class MintedTokens:
             message = f"Temporal knows no session {ref.session_id}"
             raise as_application_error(ToolError(code=ErrorCode.INTERNAL, message=message))
         return run_id
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """What `work` comes to. A cancellation meanwhile is raised when that has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise

@@ -85,14 +85,12 @@ class GitCredentials:
         async with self._alone():
             if not self._lifecycle.ready:
                 raise failure_from(ToolError(code=ErrorCode.CANCELLED, message="the sandbox is being stopped"))
-            is_new = self._carried.git_credentials is None
             kept = self._kept()
             try:
                 installed = await self._install(kept)
-            except ActivityError as failure:
+            except ActivityError:
+                # Also without a connection: an earlier attempt may have had one, and delivered something.
                 kept.due_at = None
-                if is_new and error_of(failure).code is ErrorCode.CONNECTION_REQUIRED:
-                    self._carried.git_credentials = None  # Nothing has begun.
                 raise
             kept.wanted = True
         return CallOutcome(result=installed.result.model_dump(mode="json"))
@@ -267,7 +265,9 @@ class GitCredentials:
             installed = await self._installing
         finally:
             self._installing = None
-        kept.version, kept.due_at = installed.version, installed.renew_at
+        kept.version = installed.version
+        # By a clock that is behind the server's it is not time yet when the timer has run.
+        kept.due_at = installed.renew_at if installed.renew_at > workflow.now() else workflow.now() + _PAUSE
         return installed
 
     async def _remove(self, kept: GitCredentialsKept, *, for_good: bool) -> None:

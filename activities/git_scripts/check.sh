@@ -16,6 +16,12 @@ state=$home/.sandhold/calls/$SANDHOLD_FINISHES
 patterns=$(printf %b "$SANDHOLD_PATTERNS")
 tell() { printf '%s\n' "$1 $2"; }
 
+# Noted before it is removed: whoever asks once more, as the answer was lost, is told of it too.
+found() {
+    printf '%s\n' "$1" >>"$state/found"
+    tell found "$1"
+}
+
 # The lines of the files named as arguments that hold the credential are searched for from stdin: nothing of it is ever
 # an argument.
 holding() {
@@ -36,7 +42,7 @@ end_processes() {
     done
     for file in $(processes); do
         pid=${file#/proc/}
-        tell found "process ${pid%%/*}"
+        found "process ${pid%%/*}"
         kill -KILL "${pid%%/*}"
     done
 }
@@ -45,7 +51,7 @@ end_processes() {
 check_config() {
     git config --file "$1" --name-only --get-regexp '^(http\.(.*\.)?(extraheader|cookiefile)|credential\.(.*\.)?helper)$' |
         while IFS= read -r key; do
-            tell found "setting $key"
+            found "setting $key"
             git config --file "$1" --unset-all "$key"
         done
     git config --file "$1" --get-regexp '^(remote\..*\.(url|pushurl)|submodule\..*\.url)$' |
@@ -62,7 +68,7 @@ check_config() {
             esac
             case $user in
             *:* | gh?_* | github_pat_* | glpat-*)
-                tell found "address $key"
+                found "address $key"
                 git config --file "$1" --replace-all "$key" "${value%%://*}://${authority##*@}${rest#"$authority"}"
                 ;;
             esac
@@ -77,13 +83,16 @@ remove_from() {
         /dev/shm/sandhold-git-*/hosts.yml | "$home/.sandhold/git/hosts.yml") continue ;;
         esac
         [ "$SANDHOLD_OWN" = yes ] || [ "$file" -nt "$state/clone" ] || continue
-        tell found "file $file"
+        found "file $file"
         left=$(printf '%s\n' "$patterns" | grep -vaF -f - -- "$file")
         printf '%s\n' "$left" >"$file"
     done
 }
 
 echo "<$SANDHOLD_NONCE"
+if [ -f "$state/found" ]; then
+    while IFS= read -r earlier; do tell found "$earlier"; done <"$state/found"
+fi
 end_processes
 if { IFS= read -r path && IFS= read -r mark && IFS= read -r given; } <"$state/clone"; then
     tell path "$path"

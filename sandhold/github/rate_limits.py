@@ -32,8 +32,9 @@ class RateLimits:
             raise _limited("GitHub's rate limit is used up", timedelta(seconds=left))
 
     def learn(self, wait: timedelta) -> RateLimited:
-        """Note that nothing is to be asked for so long; the error to raise."""
-        self._until = max(self._until, time.monotonic() + wait.total_seconds())
+        """Note that nothing is to be asked for so long, an hour at most; the error to raise."""
+        asked_again = min(wait, LONGEST_WAIT)
+        self._until = max(self._until, time.monotonic() + asked_again.total_seconds())
         return _limited("GitHub limits the rate of requests", wait)
 
 

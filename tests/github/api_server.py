@@ -53,6 +53,8 @@ class Canned:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str = '{"message": "canned"}'
+    method: str | None = None
+    """Only to a request of this one; others are answered rightly."""
 
 
 @dataclass
@@ -216,7 +218,7 @@ class GitHubApi:
     async def _seen(self, request: web.Request, handler: Any) -> web.StreamResponse:
         body = await request.json() if request.can_read_body else None
         self.asked.append(Asked(request.method, request.path, request.headers.get("Authorization", ""), body))
-        if self.answers:
+        if self.answers and self.answers[0].method in {None, request.method}:
             canned = self.answers.popleft()
             return web.Response(
                 status=canned.status, headers=canned.headers, text=canned.body, content_type="application/json"
