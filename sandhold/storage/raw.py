@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -29,6 +29,8 @@ PART_BYTES = 5 * 1024 * 1024
 _PARTS_AT_ONCE = 2
 _PIECE_BYTES = 1024 * 1024
 _PAGE = 1000
+_HEAD_BYTES = 128
+"""Of an object, in which it differs from every other: its header has a random key."""
 _FUTILE_READS = 3
 """A read that broke off goes on, unless so many requests in a row have brought nothing."""
 
@@ -98,7 +100,18 @@ class RawObjects:
             feed.into(
                 obstore.put_async(self._store, key, feed.taken(), chunk_size=PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
             )
-            yield Upload(feed, path)
+            yield Upload(feed, path, lambda size, head: self._holds(key, path, size, head))
+
+    async def _holds(self, key: str, path: str, size: int, head: bytes) -> bool:
+        """Whether there is an object of this size that begins like this."""
+        try:
+            if (await self.find(key, path)).size != size:
+                return False
+            with missing_errors(path):
+                found = bytes(await obstore.get_range_async(self._store, key, start=0, end=len(head)))
+        except ObjectMissing:
+            return False
+        return found == head
 
     async def get(self, key: str, path: str) -> Buffer:
         """All that is stored. Raises ObjectMissing."""
@@ -160,19 +173,33 @@ class RawObjects:
 class Upload:
     """An object that is being stored."""
 
-    def __init__(self, feed: Feed, path: str) -> None:
+    def __init__(self, feed: Feed, path: str, is_stored: Callable[[int, bytes], Awaitable[bool]]) -> None:
         self._feed = feed
         self._path = path
+        self._is_stored = is_stored
+        self._size = 0
+        self._head = b""
 
     async def give(self, data: bytes | bytearray) -> None:
         """The next bytes of it."""
+        if len(self._head) < _HEAD_BYTES:
+            self._head += bytes(data[: _HEAD_BYTES - len(self._head)])
+        self._size += len(data)
         with named_errors(self._path):
             await self._feed.give(data)
 
     async def end(self) -> None:
-        """Return once it is stored."""
-        with named_errors(self._path):
-            await self._feed.end()
+        """Return once it is stored.
+
+        When the answer to the last request is lost, obstore sends it again, and a bucket says that there is no such
+        upload any more. Then the object is there, if the first one was heard: no two sealed ones begin alike.
+        """
+        try:
+            with named_errors(self._path):
+                await self._feed.end()
+        except ObjectMissing:
+            if self._size == 0 or not await self._is_stored(self._size, self._head):
+                raise
 
 
 class Reading:

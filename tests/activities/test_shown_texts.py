@@ -147,6 +147,10 @@ NOT_OF_OTHERS = {
         "FailedUpload.session_path",
         "FollowCommandsResult.stored",
         "ManageSandboxResult.sandbox_id",
+        "GitCloneResult.branch",
+        "GitCloneResult.path",
+        "GitCloneResult.repo_url",
+        "GitCredentialsResult.hosts",
         "ProviderSandbox.connection",
         "ProviderSandbox.organization",
         "ProviderSandbox.provider_id",
@@ -174,6 +178,8 @@ NOT_OF_OTHERS = {
     "words of ours": {
         "CommandResult.hint",
         "DownloadWorkspaceResult.hint",
+        "GitCloneResult.hint",
+        "GitCredentialsResult.hint",
         "ExecResult.hint",
         "ManageSandboxResult.state",
         "ProviderSandbox.state",
@@ -185,6 +191,7 @@ NOT_OF_OTHERS = {
     "hashes, and places in storage": {
         "DownloadWorkspaceResult.session_path",
         "DownloadWorkspaceResult.sha256",
+        "GitCloneResult.commit",
         "OutputFiles.stderr",
         "OutputFiles.stdout",
         "SavedWorkspace.report_path",

@@ -170,7 +170,7 @@ def test_without_isolation_nothing_is_served_and_the_reason_is_told(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def unavailable(data_dir: Path) -> BubblewrapRuntime:
+    async def unavailable(data_dir: Path, **options: object) -> BubblewrapRuntime:
         raise IsolationUnavailable("user namespaces are switched off; switch them on")
 
     monkeypatch.setattr(BubblewrapRuntime, "open", unavailable)

@@ -12,7 +12,7 @@ from typing import Any
 
 import obstore
 import pytest
-from obstore.exceptions import GenericError
+from obstore.exceptions import GenericError, NotFoundError
 
 from sandhold.contracts.errors import ErrorCode, ToolFailure
 from sandhold.storage import Quota, SessionStorage
@@ -196,3 +196,34 @@ async def test_the_errors_of_who_writes_are_their_own(storage: SessionStorage) -
     for size in (1, 6 * 2**20):
         with pytest.raises(FileNotFoundError, match="the source is gone"):
             await storage.files(SESSION).write("a", gone(size), MANY)
+
+
+@pytest.mark.parametrize("was_stored", [True, False])
+async def test_an_upload_whose_last_answer_was_lost_is_looked_for(
+    storage: SessionStorage, monkeypatch: pytest.MonkeyPatch, was_stored: bool
+) -> None:
+    """Asked once more a bucket says that there is no such upload."""
+    before, behind = b"before" * 2**20, b"behind" * 2**20
+    await storage.files(SESSION).write("file", before, MANY)
+    store = obstore.put_async
+
+    async def unheard(*given: Any, **options: Any) -> None:
+        if not given[1].endswith("/file"):
+            await store(*given, **options)
+            return
+        if was_stored:
+            await store(*given, **options)
+        else:
+            async for _ in given[2]:
+                pass
+        raise NotFoundError("no such upload")
+
+    monkeypatch.setattr(obstore, "put_async", unheard)
+    if was_stored:
+        await storage.files(SESSION).write("file", behind, MANY)
+    else:
+        with pytest.raises(ToolFailure):
+            await storage.files(SESSION).write("file", behind, MANY)
+    monkeypatch.undo()
+    held = b"".join([bytes(piece) async for piece in storage.files(SESSION).read("file")])
+    assert held == (behind if was_stored else before)

@@ -24,6 +24,7 @@ HOSTED_DAYTONA = "https://app.daytona.io/api"
 LOCAL_PROVIDER_TIMES = {"SANDHOLD_ABSENCE_CONFIRM_S": "0.2", "SANDHOLD_CREATE_SETTLE_S": "1.0"}
 
 # Variables of ours, the provider's and the client libraries' own: the key ring, tokens, passwords and keys among them.
+_KEYS_OF_WORKERS = ("DAYTONA_", "SANDHOLD_DAYTONA_", "SANDHOLD_GITHUB_")
 _CREDENTIAL_PREFIXES = ("SANDHOLD_", "DAYTONA_", "AWS_", "PG")
 
 _OF_THE_CONSOLE = (
@@ -163,10 +164,12 @@ def environment_of_servers() -> dict[str, str]:
 def environment_of_console(settings: Settings) -> dict[str, str]:
     """This environment for the console, which decrypts payloads: with the key ring and its own settings, no more.
 
-    What a key service's ring reads nobody here knows; with one the console has all of it, as the workers have.
+    What a key service's ring reads nobody here knows: with one the console has everything but keys of other services.
     """
+    with_service = settings.keyring_provider is not None
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(_KEYS_OF_WORKERS)}
     return {
-        **(os.environ if settings.keyring_provider is not None else environment_of_servers()),
+        **(theirs if with_service else environment_of_servers()),
         **{name: os.environ[name] for name in _OF_THE_CONSOLE if name in os.environ},
         **key_ring_for_parts(settings),
         "SANDHOLD_DATA_DIR": str(settings.data_dir),
