@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from activities import stream_requests
 from activities.arrivals import Arrivals
 from activities.stream_requests import StreamBroken
 from activities.stream_scripts import UNPACK
@@ -71,7 +72,11 @@ async def test_a_file_arrives_in_its_place_as_a_whole(arrivals: Arrivals, machin
     assert target.read_bytes() == b"through"
 
 
-async def test_a_file_that_broke_off_leaves_the_old_one(arrivals: Arrivals, machine: Machine) -> None:
+async def test_a_file_that_broke_off_leaves_the_old_one(
+    arrivals: Arrivals, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A program that began after it was told to end waits for so long.
+    monkeypatch.setattr(stream_requests, "PATIENCE_S", 20)
     target = machine.home / "kept"
     target.write_bytes(b"old")
 
