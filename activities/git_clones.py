@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import posixpath
 from collections.abc import Mapping
 from datetime import timedelta
@@ -13,11 +12,10 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.commands import CommandActivities, Order
-from activities.deadlines import time_left_s
 from activities.git_errors import clone_error
+from activities.git_requests import answer_of
 from activities.git_scripts import (
     CLONE,
-    BrokenAnswer,
     CloneState,
     Credential,
     check_request,
@@ -28,7 +26,6 @@ from activities.git_scripts import (
 from activities.git_tokens import CloneTokens, patterns_of
 from activities.heartbeats import heartbeats
 from activities.launcher import Script
-from activities.launcher.access import torn
 from activities.outcomes import arguments_of, failed_outcome, outcome_of
 from activities.provider import ProviderAccess
 from activities.redactors import Redactors
@@ -124,21 +121,12 @@ class GitCloneActivities:
         secrets = own or ([stored] if stored is not None else [])
         patterns = [pattern for username, secret in secrets for pattern in patterns_of(secret, username)]
         order = check_request(call_folder(step.call_id), patterns, own=bool(own))
-        within_s = min(CHECK_WITHIN_S, max(1.0, time_left_s()))
         try:
-            response = await self._access.toolbox(
-                step.ref,
-                lambda sandbox: sandbox.process.exec(order.command, "/", order.env, math.ceil(within_s)),
-                within_s,
-            )
+            state = await answer_of(self._access, step.ref, order, clone_state, most_s=CHECK_WITHIN_S)
         except ApplicationError as error:
             if error.type in _NOTHING_RUNS:
                 return None
             raise
-        try:
-            state = clone_state(order.nonce, response.result)
-        except BrokenAnswer as error:
-            raise torn(str(error)) from error
         if state.asked and not own and (state.taken or state.refused):
             await self._tokens.note_answer(step.ref.owner, refused=not state.taken)
         if state.found:

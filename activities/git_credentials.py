@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -11,18 +10,16 @@ from pydantic import SecretStr
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.deadlines import time_left_s
-from activities.git_scripts import BrokenAnswer
+from activities.git_requests import answer_of
 from activities.git_scripts.credentials import (
     CredentialAnswer,
-    CredentialRequest,
     Delivery,
     credential_answer,
     install_request,
     remove_request,
 )
+from activities.git_scripts.frames import ScriptRequest
 from activities.heartbeats import heartbeats
-from activities.launcher.access import torn
 from activities.minted_tokens import MintedTokens, to_its_end
 from activities.provider import ProviderAccess
 from sandhold.contracts.errors import ErrorCode, ToolError, as_application_error
@@ -158,18 +155,8 @@ class GitCredentialsActivities:
         host = self._github.hosts(connection)[0]
         return Delivery(host, USERNAME, token.get_secret_value(), connection.name or "", connection.email or "")
 
-    async def _ask(self, ref: SandboxRef, request: CredentialRequest) -> CredentialAnswer:
-        within_s = min(ANSWERS_WITHIN_S, max(1.0, time_left_s()))
-        response = await self._access.toolbox(
-            ref,
-            lambda sandbox: sandbox.process.exec(request.command, "/", request.env, math.ceil(within_s)),
-            within_s,
-            sure=False,
-        )
-        try:
-            return credential_answer(request.nonce, response.result)
-        except BrokenAnswer as error:
-            raise torn(str(error)) from error
+    async def _ask(self, ref: SandboxRef, request: ScriptRequest) -> CredentialAnswer:
+        return await answer_of(self._access, ref, request, credential_answer, most_s=ANSWERS_WITHIN_S, sure=False)
 
 
 def _not_connected(owner: str) -> ToolError:

@@ -7,10 +7,10 @@ a line for a shell.
 from __future__ import annotations
 
 import hashlib
-import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from activities.git_scripts.frames import ScriptRequest, script_request, told_lines
 
 
 def program(name: str) -> str:
@@ -87,19 +87,6 @@ def mark_of(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-class BrokenAnswer(ValueError):
-    """The answer holds no whole frame: the program was killed, or never ran."""
-
-
-@dataclass(frozen=True)
-class CheckRequest:
-    """A request that runs CHECK."""
-
-    nonce: str
-    env: dict[str, str] = field(repr=False)
-    command: str = 'exec sh -c "$SANDHOLD_SCRIPT"'
-
-
 @dataclass(frozen=True)
 class CloneState:
     """What CHECK found."""
@@ -121,41 +108,21 @@ class CloneState:
     """What held a credential, and does no more."""
 
 
-def check_request(call_folder: str, patterns: list[str], *, own: bool) -> CheckRequest:
+def check_request(call_folder: str, patterns: list[str], *, own: bool) -> ScriptRequest:
     """Look at the clone of a call; `patterns` are the forms of its credential, `own` whether it was made for it."""
-    nonce = secrets.token_hex(8)
     escaped = "".join(f"\\0{byte:03o}" for byte in "\n".join(patterns).encode())
     env = {
-        "SANDHOLD_SCRIPT": CHECK,
-        "SANDHOLD_NONCE": nonce,
         "SANDHOLD_FINISHES": call_folder,
         "SANDHOLD_PATTERNS": escaped,
         "SANDHOLD_OWN": "yes" if own else "",
-        "LC_ALL": "C",
     }
-    return CheckRequest(nonce, env)
+    return script_request(CHECK, env)
 
 
 def clone_state(nonce: str, output: str) -> CloneState:
     """What the answer says. Raises BrokenAnswer when it is not there from beginning to end."""
-    lines = output.split("\n")
-    try:
-        start = lines.index(f"<{nonce}")
-        told = lines[start + 1 : lines.index(f"{nonce}>", start)]
-    except ValueError as error:
-        raise BrokenAnswer("the answer holds no whole frame") from error
-    values: dict[str, str] = {}
-    found: list[str] = []
-    for line in told:
-        name, _, value = line.partition(" ")
-        if name == "found":
-            found.append(value)
-        else:
-            values[name] = value
-    return _state(values, tuple(found))
-
-
-def _state(values: Mapping[str, str], found: tuple[str, ...]) -> CloneState:
+    told = told_lines(nonce, output)
+    values = dict(told)
     return CloneState(
         path=values.get("path"),
         given=values.get("given") == "yes",
@@ -166,5 +133,5 @@ def _state(values: Mapping[str, str], found: tuple[str, ...]) -> CloneState:
         asked=values.get("asked") == "yes",
         taken=values.get("taken") == "yes",
         refused=values.get("refused") == "yes",
-        found=found,
+        found=tuple(rest for word, rest in told if word == "found"),
     )

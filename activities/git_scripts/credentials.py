@@ -6,11 +6,11 @@ The credential reaches the sandbox in the environment of one request, and lies t
 from __future__ import annotations
 
 import re
-import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
-from activities.git_scripts import BrokenAnswer, program
+from activities.git_scripts import program
+from activities.git_scripts.frames import ScriptRequest, script_request, told_lines
 
 _PLACE, _CREDENTIAL = program("place"), program("credential")
 _INSTALL, _REMOVE = f"{_PLACE}\n{program('install')}", f"{_PLACE}\n{program('remove')}"
@@ -35,15 +35,6 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class CredentialRequest:
-    """A request that changes what is in the sandbox."""
-
-    nonce: str
-    env: dict[str, str] = field(repr=False)
-    command: str = 'exec sh -c "$SANDHOLD_SCRIPT"'
-
-
-@dataclass(frozen=True)
 class CredentialAnswer:
     """What came of it."""
 
@@ -57,7 +48,7 @@ class CredentialAnswer:
     """Whether git asks for the credential: `no` where there is no git, `locked` where its settings were not changed."""
 
 
-def install_request(number: int, delivery: Delivery) -> CredentialRequest:
+def install_request(number: int, delivery: Delivery) -> ScriptRequest:
     """Put the credential in place, unless a change with a higher number was made."""
     return _request(
         _INSTALL,
@@ -71,25 +62,18 @@ def install_request(number: int, delivery: Delivery) -> CredentialRequest:
     )
 
 
-def remove_request(number: int, host: str, *, for_good: bool) -> CredentialRequest:
+def remove_request(number: int, host: str, *, for_good: bool) -> ScriptRequest:
     """Remove what is in place, unless a change with a higher number was made."""
     return _request(_REMOVE, number, host, SANDHOLD_FOR_GOOD="yes" if for_good else "")
 
 
-def _request(script: str, number: int, host: str, **more: str) -> CredentialRequest:
-    nonce = secrets.token_hex(8)
-    env = {"SANDHOLD_SCRIPT": script, "SANDHOLD_NONCE": nonce, "SANDHOLD_NUMBER": str(number), "SANDHOLD_HOST": host}
-    return CredentialRequest(nonce, {**env, **more, "LC_ALL": "C"})
+def _request(script: str, number: int, host: str, **more: str) -> ScriptRequest:
+    return script_request(script, {"SANDHOLD_NUMBER": str(number), "SANDHOLD_HOST": host, **more})
 
 
 def credential_answer(nonce: str, output: str) -> CredentialAnswer:
     """What the answer says. Raises BrokenAnswer when it is not there from beginning to end."""
-    lines = output.split("\n")
-    try:
-        start = lines.index(f"<{nonce}")
-        told = dict(line.partition(" ")[::2] for line in lines[start + 1 : lines.index(f"{nonce}>", start)])
-    except ValueError as error:
-        raise BrokenAnswer("the answer holds no whole frame") from error
+    told = dict(told_lines(nonce, output))
     place, git = told.get("place"), told.get("git")
     return CredentialAnswer(
         late="late" in told,

@@ -12,12 +12,12 @@ import pytest
 
 from activities.git_scripts.credentials import (
     CredentialAnswer,
-    CredentialRequest,
     Delivery,
     credential_answer,
     install_request,
     remove_request,
 )
+from activities.git_scripts.frames import ScriptRequest
 from tests.activities.shells import Machine, shells_present
 
 TOKEN = "ghs_canary0000000000000000000000000001"
@@ -43,7 +43,7 @@ class Home:
     def environment(self) -> dict[str, str]:
         return {"PATH": self.machine.path, "HOME": str(self.path), "GIT_CONFIG_NOSYSTEM": "1", **self.machine.env}
 
-    def ask(self, request: CredentialRequest) -> CredentialAnswer:
+    def ask(self, request: ScriptRequest) -> CredentialAnswer:
         script = request.env["SANDHOLD_SCRIPT"].replace("shm=/dev/shm", f"shm={self.shm}")
         credential = request.env.get("SANDHOLD_CREDENTIAL", "").replace("/dev/shm", str(self.shm))
         done = self.run(request.command, {**request.env, "SANDHOLD_SCRIPT": script, "SANDHOLD_CREDENTIAL": credential})

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,17 @@ LONG = "echo x >> count; sleep 14; cat count"
 
 
 @contextlib.asynccontextmanager
-async def worker_process(stack: Stack, data_dir: Path) -> AsyncIterator[Process]:
-    """A worker as `sandhold worker` runs it, once it polls; killed at the end if it still runs."""
+async def worker_process(stack: Stack, data_dir: Path, more: Mapping[str, str] | None = None) -> AsyncIterator[Process]:
+    """A worker as `sandhold worker` runs it, once it polls; killed at the end if it still runs.
+
+    `more` are variables for it beside those of the stack.
+    """
     data_dir.mkdir(exist_ok=True)
     with (data_dir / "worker.log").open("ab") as log:
         worker = await asyncio.create_subprocess_exec(
             sys.executable,
             CHECKOUT / "worker.py",
-            env=dict(environment_of(stack, data_dir)),
+            env={**environment_of(stack, data_dir), **(more or {})},
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=log,
